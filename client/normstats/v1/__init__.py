@@ -1,0 +1,1 @@
+"""Generated from proto/normstats/v1: do not edit."""
