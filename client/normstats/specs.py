@@ -46,7 +46,9 @@ def _positive_int(spec: Any, *names: str) -> None:
 
 def _eps(spec: Any) -> None:
     _check(
-        math.isfinite(spec.eps) and spec.eps >= 0, "eps", f"is {spec.eps!r}; expected a finite number, at least 0"
+        math.isfinite(spec.eps) and spec.eps >= 0,
+        "eps",
+        f"is {spec.eps!r}; expected a finite number, at least 0",
     )
 
 
@@ -76,7 +78,11 @@ def _running(spec: Any) -> None:
         "channel_axis",
         f"is {spec.channel_axis!r}; expected an axis, from -8 to 7",
     )
-    _check(spec.nan_policy in ("reject", "omit"), "nan_policy", f"is {spec.nan_policy!r}; expected 'reject' or 'omit'")
+    _check(
+        spec.nan_policy in ("reject", "omit"),
+        "nan_policy",
+        f"is {spec.nan_policy!r}; expected 'reject' or 'omit'",
+    )
     _check(
         spec.freeze_after is None or (isinstance(spec.freeze_after, int) and 1 <= spec.freeze_after < 2**53),
         "freeze_after",
@@ -114,9 +120,7 @@ class _Spec:
 
     def __eq__(self, other: object) -> bool:
         return self.same_structure(other) and all(
-            np.array_equal(getattr(self, name), getattr(other, name))
-            for name in self.PARAMETERS
-            if hasattr(self, name)
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in self.PARAMETERS if hasattr(self, name)
         )
 
     def __hash__(self) -> int:
@@ -136,7 +140,7 @@ class BatchNorm(_Spec):
         channel_axis: which axis is C.
         renorm: (r_max, d_max) of batch renormalization (Ioffe 2017), used in TRAIN mode.
         virtual_batch_size: samples per ghost batch (Hoffer et al. 2017) in BATCH and TRAIN mode.
-        half_life: seconds; average exponentially by time instead of by batch.
+        half_life: seconds; average exponentially by time instead; momentum is then not used.
         freeze_after: stop by itself after this many rows.
         nan_policy: "reject" contributions with NaN or infinities, or "omit" such values.
 
@@ -162,6 +166,8 @@ class BatchNorm(_Spec):
         _running(self)
         _eps(self)
         _averaging(self, self.momentum)
+        if self.half_life is not None:
+            object.__setattr__(self, "momentum", None)
         for name in sorted(self.PARAMETERS):
             _parameter(self, name, self.num_features)
         _check(
@@ -366,7 +372,11 @@ class LocalResponseNorm(_Spec):
     def __post_init__(self) -> None:
         _positive_int(self, "size")
         for name in ("alpha", "beta", "k"):
-            _check(math.isfinite(getattr(self, name)), name, f"is {getattr(self, name)!r}; expected a finite number")
+            _check(
+                math.isfinite(getattr(self, name)),
+                name,
+                f"is {getattr(self, name)!r}; expected a finite number",
+            )
         _check(self.k > 0, "k", f"is {self.k!r}; expected a number above 0")
         _check(self.alpha >= 0, "alpha", f"is {self.alpha!r}; expected at least 0")
 
