@@ -1,7 +1,7 @@
 """Generate client/normstats/v1 from proto/: messages, stubs, their types and the service config.
 
-    python tools/generate_protos.py            write
-    python tools/generate_protos.py --check    write nothing; exit 1 if what is committed differs
+python tools/generate_protos.py            write
+python tools/generate_protos.py --check    write nothing; exit 1 if what is committed differs
 """
 
 from __future__ import annotations

@@ -1,0 +1,45 @@
+# make setup check test demo: on a fresh machine each sets up what it needs. PYTHON picks the interpreter, 3.11 or later.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup check test demo protos sync format clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+check: setup ## lint, types, walls between the rooms, contract, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/generate_sync.py --check
+
+test: setup ## all tests but those that take minutes, with coverage
+	rm -f .coverage*
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+demo: setup ## the whole service on real data: four workers, a kill -9, and exact statistics
+	$(BIN)/python examples/demo.py
+
+protos: setup ## generate client/normstats/v1 from proto/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py
+
+sync: setup ## generate the sync client from the asyncio one
+	$(BIN)/python tools/generate_sync.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

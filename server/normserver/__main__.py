@@ -1,0 +1,38 @@
+"""python -m normserver: what `normstats serve` runs."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import ValidationError
+
+from normserver import config, logs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve; returns the exit code: 0 stopped as told, 1 could not serve, 2 a setting is wrong."""
+    try:
+        settings = config.load(sys.argv[1:] if arguments is None else arguments)
+    except ValidationError as error:
+        for problem in error.errors():
+            setting = ".".join(str(part) for part in problem["loc"]) or "settings"
+            print(f"normstats serve: {setting}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"normstats serve: {error}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_format, settings.log_level)
+    # Only now: torch takes a second to import, and --help should not wait for it.
+    from normserver.app import serve
+    from normserver.store.base import StoreError, StoreUnavailable
+
+    try:
+        serve(settings)
+    except (StoreError, StoreUnavailable, OSError, RuntimeError, ValueError) as error:
+        print(f"normstats serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The composition root: makes the parts, starts them, and stops them in the order that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import signal
+import time
+import warnings
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from normserver.committer import Committer
+from normserver.compute import Compute, pick_device
+from normserver.config import Settings, split_address
+from normserver.contributing import Contributing
+from normserver.http import HttpServer, application
+from normserver.interceptors import Edge
+from normserver.lifetime import Lifetime
+from normserver.metrics import Metrics
+from normserver.normalizers import Normalizers
+from normserver.normalizing import Normalizing
+from normserver.published import Published
+from normserver.service import NormalizationService
+from normserver.store.base import Store, StoreError
+from normserver.store.sqlite import SqliteStore
+from normserver.store_thread import StoreThread
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"].full_name
+_FORGET_EVERY_SECONDS = 600.0
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names, not opened yet.
+
+    Raises:
+        StoreError: there is no such kind of store.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StoreError(f"--store {url!r} is no URL, such as sqlite:///normstats.db") from None
+    if parsed.drivername == "sqlite":
+        return SqliteStore(parsed)
+    raise StoreError(f"--store {parsed.drivername}: this release keeps normalizers in SQLite: sqlite:///PATH")
+
+
+class App:
+    """One server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lifetime = Lifetime()
+        self.metrics = Metrics()
+        self.metrics.build.info({"version": importlib.metadata.version("normstats")})
+        self._store = StoreThread(open_store(settings.store))
+        self.metrics.store_up.set_function(lambda: self._store.up)
+        self._published = Published(self._store)
+        self._compute = Compute(
+            pick_device(settings.device),
+            self.metrics,
+            threads=settings.threads,
+            max_queued=settings.max_queued_normalizations,
+        )
+        self._committer = Committer(
+            self._store, self._published, self.metrics, max_pending=settings.max_pending_contributions
+        )
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._grpc_server()
+        self._http: HttpServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            StoreError, StoreUnavailable: the store cannot be used.
+            OSError, RuntimeError: an address cannot be bound.
+        """
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await self.start()
+        await stop.wait()
+        await self.drain()
+
+    async def start(self) -> None:
+        """Open the store, bind the addresses, serve."""
+        await self._store.open()
+        try:
+            if self._settings.http:
+                pages = application(self.metrics.registry, self.why_not_ready)
+                self._http = HttpServer(pages, self._settings.http)
+            port = self._grpc.add_insecure_port(self._settings.listen)
+        except BaseException:
+            await self._store.close()
+            raise
+        self._tasks = [
+            asyncio.create_task(self._committer.run(), name="committer"),
+            asyncio.create_task(self._store.watch_over(), name="store"),
+            asyncio.create_task(self._keep_health(), name="health"),
+            asyncio.create_task(self._forget_producers(), name="producers"),
+        ]
+        await self._grpc.start()
+        if self._http is not None:
+            self._http.start()
+        log.info("serving", extra=self._addresses(port) | {"device": str(self._compute.device)})
+
+    async def drain(self) -> None:
+        """Readiness off, streams told, calls finished, all committed, store closed."""
+        log.info("stopping", extra={"drain_seconds": self._settings.drain_seconds})
+        await self._health.enter_graceful_shutdown()
+        self._lifetime.stop()
+        self._published.stop()
+        await self._grpc.stop(self._settings.drain_seconds)
+        self._committer.stop()
+        committer, *others = self._tasks
+        await committer
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._http is not None:
+            await self._http.stop()
+        self._compute.close()
+        await self._store.close()
+        log.info("stopped")
+
+    def why_not_ready(self) -> str:
+        """Why no calls should come; empty if they may."""
+        if self._lifetime.stopping:
+            return "stopping"
+        return "" if self._store.up else "the store is not available"
+
+    def _grpc_server(self) -> grpc.aio.Server:
+        normalizers = Normalizers(self._store, self._published)
+        normalizing = Normalizing(self._published, normalizers, self._compute)
+        contributing = Contributing(self._store, self._published, normalizing, self._committer, self._lifetime)
+        service = NormalizationService(self._published, normalizers, normalizing, contributing, self.metrics)
+        server = grpc.aio.server(interceptors=(Edge(self.metrics),), options=_options(self._settings))
+        pb_grpc.add_NormalizationServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    async def _keep_health(self) -> None:
+        """Tell gRPC health what readiness says, whenever it changes."""
+        told = None
+        while True:
+            serving = health_pb2.HealthCheckResponse.SERVING
+            now = health_pb2.HealthCheckResponse.NOT_SERVING if self.why_not_ready() else serving
+            if now != told:
+                for service in ("", SERVICE):
+                    await self._health.set(service, now)
+                told = now
+            await asyncio.sleep(0.2)
+
+    async def _forget_producers(self) -> None:
+        idle_seconds = self._settings.forget_producers_after_hours * 3600
+        while True:
+            await asyncio.sleep(_FORGET_EVERY_SECONDS)
+            with contextlib.suppress(Exception):  # the store says so itself when it is down
+                idle_since = time.time() - idle_seconds
+                await self._store.run(lambda transaction: transaction.forget_producers(idle_since))  # noqa: B023
+
+    def _addresses(self, port: int) -> dict[str, str]:
+        listen = self._settings.listen
+        grpc_address = listen if listen.startswith("unix:") else f"{split_address(listen)[0]}:{port}"
+        addresses = {"grpc": grpc_address, "store": make_url(self._settings.store).render_as_string()}
+        if self._http is not None:
+            addresses["http"] = f"{split_address(self._settings.http)[0]}:{self._http.port}"
+        return addresses
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # an integer tensor grows when it becomes float32
+        ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a silent twin
+        # Clients ping every 30 s to find dead connections; anything below 10 s is a flood.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_time_ms", 60_000),
+    ]
+
+
+def serve(settings: Settings) -> None:
+    """Run a server in this process until it is told to stop."""
+    # Tensors are made over the bytes that were received, which may not be written to; nothing here does.
+    warnings.filterwarnings("ignore", message="The given buffer is not writable")
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    await App(settings).run()

@@ -1,0 +1,139 @@
+"""Between the contract's messages and the engine's values: float64 arrays, moments, running states, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from normcore.running import Running
+from normstats.v1 import resources_pb2 as pb
+from normstats.v1 import tensor_pb2
+from normstats.wire import floats, tensor
+from normstats.wire.dtypes import BY_NAME
+from torch import Tensor
+
+from normcore.moments import Moments, violations
+from normserver.errors import InvalidArgument
+
+NO_TIME = 0.0
+
+
+def float64_tensor(data: bytes) -> Tensor:
+    """A float64 tensor of its bytes, which it shares."""
+    return torch.frombuffer(data, dtype=torch.float64) if data else torch.empty(0, dtype=torch.float64)
+
+
+def float64_bytes(values: Tensor) -> bytes:
+    """The little-endian float64 bytes of a tensor."""
+    return floats.to_bytes(values.cpu().numpy())
+
+
+def decode_array(data: bytes, sizes: Iterable[int], field: str) -> Tensor:
+    """A float64 array of one of the sizes that are allowed.
+
+    Raises:
+        InvalidArgument: it has another size.
+    """
+    allowed = tuple(dict.fromkeys(sizes))
+    if len(data) not in [8 * size for size in allowed]:
+        expected = " or ".join(str(8 * size) for size in allowed)
+        raise InvalidArgument(field, f"has {len(data)} bytes; expected {expected} (float64)")
+    return float64_tensor(data)
+
+
+def decode_count(data: bytes, num_features: int, field: str) -> Tensor:
+    """A count: one number for all features (shape ()), or one for each (shape (C,))."""
+    count = decode_array(data, (1, num_features), field)
+    return count.reshape(()) if count.numel() == 1 else count
+
+
+def decode_moments(message: pb.Moments, num_features: int, field: str) -> Moments:
+    """Moments of C features, checked: sizes, finite, count >= 0, m2 >= 0, min <= mean <= max.
+
+    Raises:
+        InvalidArgument: they do not hold.
+    """
+    zeros = bytes(8 * num_features)
+
+    def array(name: str, default: bytes = b"") -> Tensor:
+        return decode_array(getattr(message, name) or default, (num_features,), f"{field}.{name}")
+
+    moments = Moments(
+        count=decode_count(message.count, num_features, f"{field}.count"),
+        mean=array("mean"),
+        mean_low=array("mean_low", zeros),
+        m2=array("m2"),
+        m2_low=array("m2_low", zeros),
+        min=array("min"),
+        max=array("max"),
+    )
+    if problem := violations(moments):
+        raise InvalidArgument(field, f"{problem}", reason="INVALID_MOMENTS")
+    return moments
+
+
+def encode_moments(moments: Moments) -> pb.Moments:
+    """The contract's form of moments."""
+    return pb.Moments(
+        count=float64_bytes(moments.count),
+        mean=float64_bytes(moments.mean),
+        mean_low=float64_bytes(moments.mean_low),
+        m2=float64_bytes(moments.m2),
+        m2_low=float64_bytes(moments.m2_low),
+        min=float64_bytes(moments.min),
+        max=float64_bytes(moments.max),
+    )
+
+
+def decode_running(message: pb.RunningState, num_features: int, field: str) -> Running:
+    """A running state of C features, checked.
+
+    Raises:
+        InvalidArgument: it does not hold.
+    """
+    count = decode_count(message.count, num_features, f"{field}.count")
+    if not bool(((count >= 0) & count.isfinite()).all()):
+        raise InvalidArgument(f"{field}.count", "has values that are negative or not finite")
+    if message.num_batches < 0:
+        raise InvalidArgument(f"{field}.num_batches", f"is {message.num_batches}; expected at least 0")
+    time = message.reference_time
+    return Running(
+        moments=decode_moments(message.moments, num_features, f"{field}.moments"),
+        count=count,
+        num_batches=message.num_batches,
+        time=time.ToMicroseconds() / 1e6 if message.HasField("reference_time") else NO_TIME,
+    )
+
+
+def encode_running(running: Running) -> pb.RunningState:
+    """The contract's form of a running state. Times are kept to the microsecond, which a float64 holds exactly."""
+    message = pb.RunningState(
+        moments=encode_moments(running.moments),
+        count=float64_bytes(running.count),
+        num_batches=running.num_batches,
+    )
+    if running.time != NO_TIME:
+        message.reference_time.FromMicroseconds(round(running.time * 1e6))
+    return message
+
+
+def decode_tensor(description: tensor.Description, data: bytes) -> Tensor:
+    """The tensor that checked bytes hold; it shares them, and must not be written to."""
+    dtype = getattr(torch, description.element.name)
+    if not data:
+        return torch.empty(description.shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).reshape(description.shape)
+
+
+def describe_tensor(values: Tensor) -> tensor_pb2.Tensor:
+    """The description of a tensor."""
+    name = str(values.dtype).removeprefix("torch.")
+    return tensor_pb2.Tensor(dtype=BY_NAME[name].number, shape=values.shape)
+
+
+def tensor_bytes(values: Tensor) -> bytes:
+    """The row-major bytes of a tensor."""
+    if values.numel() == 0:
+        return b""
+    flat = values.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,132 @@
+"""The one writer of contributions: takes all that has gathered, makes it one transaction, and tells everyone.
+
+While a commit is on its way to disk the next one gathers; so the busier the server, the more contributions share a sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from normserver.contributions import Decision, Outcome, Submission, decide
+from normserver.errors import ResourceExhausted, ServiceError, Unavailable
+from normserver.metrics import Metrics
+from normserver.published import Published
+from normserver.store.base import Transaction
+from normserver.store_thread import StoreThread
+
+log = logging.getLogger(__name__)
+
+# A commit takes in no more than this, so that one does not keep the callers of the next waiting for long.
+_MAX_SUBMISSIONS = 1024
+
+
+class Committer:
+    """Merges submissions into the store, in the order of their arrival."""
+
+    def __init__(
+        self,
+        store: StoreThread,
+        published: Published,
+        metrics: Metrics,
+        *,
+        max_pending: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._published = published
+        self._metrics = metrics
+        self._max_pending = max_pending
+        self._clock = clock
+        self._pending: list[tuple[Submission, asyncio.Future[Outcome]]] = []
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._stopping = False
+
+    def submit(self, submission: Submission) -> asyncio.Future[Outcome]:
+        """Queue a submission; the future holds what became of it once that is durable, or its ServiceError.
+
+        Raises:
+            ResourceExhausted: too much is waiting already.
+            Unavailable: the server is stopping.
+        """
+        if self._stopping:
+            raise Unavailable("the server is stopping; a retry is safe", reason="STOPPING")
+        if len(self._pending) >= self._max_pending:
+            raise ResourceExhausted(f"{len(self._pending)} contributions are waiting already; try again later")
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._pending.append((submission, future))
+        self._metrics.pending.set(len(self._pending))
+        self._arrived.set()
+        return future
+
+    async def room(self) -> None:
+        """Wait until `submit` has room, or the server is stopping."""
+        while len(self._pending) >= self._max_pending and not self._stopping:
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def run(self) -> None:
+        """Commit until `stop` is called and all that was queued is done."""
+        while True:
+            await self._arrived.wait()
+            taken, self._pending = self._pending[:_MAX_SUBMISSIONS], self._pending[_MAX_SUBMISSIONS:]
+            self._metrics.pending.set(len(self._pending))
+            self._taken.set()
+            if not self._pending and not self._stopping:
+                self._arrived.clear()
+            if taken:
+                await self._commit(taken)
+            elif self._stopping:
+                return
+
+    def stop(self) -> None:
+        """Refuse what comes from now on; `run` returns when the rest is committed."""
+        self._stopping = True
+        self._arrived.set()
+        self._taken.set()
+
+    async def _commit(self, taken: Sequence[tuple[Submission, asyncio.Future[Outcome]]]) -> None:
+        # Who has hung up before the commit began is not counted: his retry, if there is one, has the same sequence.
+        taken = [(submission, future) for submission, future in taken if not future.cancelled()]
+        submissions = [submission for submission, _ in taken]
+        started = time.perf_counter()
+        try:
+            decision = await self._store.run(partial(_commit, submissions=submissions, now=self._now()))
+        except ServiceError as error:
+            _fail(taken, error)
+            return
+        except Exception as error:  # a bug: these callers get INTERNAL, and the committer lives on for the others
+            log.exception("commit failed")
+            _fail(taken, error)
+            return
+        self._metrics.commit_done(time.perf_counter() - started, decision.outcomes)
+        self._published.publish(decision.records)
+        for (_, future), outcome in zip(taken, decision.outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, ServiceError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _now(self) -> float:
+        return round(self._clock(), 6)  # microseconds, as the store keeps them
+
+
+def _commit(transaction: Transaction, *, submissions: Sequence[Submission], now: float) -> Decision:
+    names = {contribution.name for submission in submissions for contribution in submission.contributions}
+    windows = transaction.windows({submission.producer for submission in submissions})
+    decision = decide(transaction.records(names), windows, submissions, now)
+    transaction.update(decision.records)
+    transaction.put_windows(decision.windows, now)
+    return decision
+
+
+def _fail(taken: Sequence[tuple[Submission, asyncio.Future[Outcome]]], error: Exception) -> None:
+    for _, future in taken:
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,76 @@
+"""The device's threads: normalizations and moments are computed there, never on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from normcore.errors import NormcoreError
+from normserver.errors import ResourceExhausted, from_engine
+from normserver.metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Compute:
+    """A device, and a bounded queue before it."""
+
+    def __init__(self, device: torch.device, metrics: Metrics, *, threads: int, max_queued: int) -> None:
+        self.device = device
+        self._metrics = metrics
+        self._max_queued = max_queued
+        self._queued = 0
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+
+    async def run(self, work: Callable[[], T], *, prefix: str = "") -> T:
+        """Run `work` on a thread. `prefix` is the request's field that its values came in.
+
+        Raises:
+            ResourceExhausted: too much is waiting already.
+            ServiceError: what the engine found wrong with the values.
+        """
+        if self._queued >= self._max_queued:
+            raise ResourceExhausted(f"{self._queued} normalizations are waiting already; try again later")
+        self._queued += 1
+        self._metrics.compute_queue.set(self._queued)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, self._timed, work)
+        # What is on a thread goes on when its caller hangs up, so it is counted until it is done, not until then.
+        future.add_done_callback(self._done)
+        try:
+            return await future
+        except NormcoreError as error:
+            raise from_engine(error, prefix) from error
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _done(self, _future: asyncio.Future[T]) -> None:
+        self._queued -= 1
+        self._metrics.compute_queue.set(self._queued)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self._metrics.compute_seconds.observe(time.perf_counter() - started)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name: auto is CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
+    return device

@@ -1,0 +1,144 @@
+"""Settings, from flags, NORMSTATS_* variables and a TOML file, in that order of precedence."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_HELP = """Serve normalization and running statistics over gRPC.
+
+Every setting is a flag, a NORMSTATS_* variable (--max-message-bytes: NORMSTATS_MAX_MESSAGE_BYTES) and a key of the TOML
+file that --config names (max_message_bytes = 1048576). A flag wins over a variable, a variable over the file.
+
+Example: normstats serve --listen 127.0.0.1:50051 --store sqlite:///normstats.db
+"""
+
+
+class Settings(BaseSettings):
+    __doc__ = _HELP
+
+    model_config = SettingsConfigDict(
+        env_prefix="NORMSTATS_",
+        cli_prog_name="normstats serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    config: Path | None = Field(None, description="TOML file with settings.")
+    listen: str = Field("127.0.0.1:50051", description="HOST:PORT of gRPC, or unix:PATH. Port 0 picks a free one.")
+    http: str = Field("127.0.0.1:9464", description="HOST:PORT of /metrics, /healthz and /readyz; empty for none.")
+    store: str = Field("sqlite:///normstats.db", description="Where normalizers are kept: sqlite:///PATH.")
+    device: str = Field("auto", description="Where to compute: auto (CUDA if there is any), cpu, cuda or cuda:N.")
+    insecure: bool = Field(
+        False, description="Listen beyond this machine although callers are not authenticated and nothing is encrypted."
+    )
+    reflection: bool = Field(False, description="Offer gRPC server reflection.")
+    threads: int = Field(
+        2, ge=1, le=64, description="Threads that compute; each may use several cores for a large tensor."
+    )
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=2**16, le=2**31 - 1, description="The largest message taken. Larger tensors come in chunks."
+    )
+    max_queued_normalizations: int = Field(
+        256, ge=1, description="Normalizations that may wait for the device; more are refused."
+    )
+    max_pending_contributions: int = Field(
+        8192, ge=1, description="Contributions that may wait for their commit; more are refused."
+    )
+    forget_producers_after_hours: float = Field(
+        24, gt=0, description="Forget a producer's sequences when it was idle for so long."
+    )
+    drain_seconds: float = Field(20, ge=0, description="How long calls may still run after SIGTERM or SIGINT.")
+    log_format: Literal["auto", "human", "json"] = Field(
+        "auto", description="Lines for people or for machines; auto: for people on a terminal."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @field_validator("listen", "http")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value and not value.startswith("unix:"):
+            split_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _stay_on_this_machine(self) -> Settings:
+        for flag, address in (("listen", self.listen), ("http", self.http)):
+            if not self.insecure and not is_local(address):
+                raise ValueError(
+                    f"--{flag} {address} can be reached from other machines, and callers are not authenticated: "
+                    "listen on 127.0.0.1, or say --insecure if the network keeps strangers out"
+                )
+        return self
+
+
+def load(arguments: list[str]) -> Settings:
+    """The settings of a command line, this process's environment and the file that either names.
+
+    Raises:
+        pydantic.ValidationError: a setting is wrong.
+        OSError, tomllib.TOMLDecodeError: the file cannot be read.
+        SystemExit: --help was asked for, or a flag is unknown.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", default=os.environ.get("NORMSTATS_CONFIG"))
+    config = finder.parse_known_args(arguments)[0].config
+    if config is not None and not Path(config).is_file():
+        raise FileNotFoundError(f"--config {config}: there is no such file")
+
+    class Loaded(Settings):
+        __doc__ = _HELP
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
+                settings_cls, cli_parse_args=arguments, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            return flags, env_settings, TomlConfigSettingsSource(settings_cls, config)
+
+    return Loaded()
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """HOST:PORT, taken apart; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is no HOST:PORT, such as 127.0.0.1:50051")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if not address or address.startswith("unix:"):
+        return True
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,74 @@
+"""An update's way: messages become moments, moments a submission, and the committer makes it durable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from normstats.v1 import normalization_service_pb2 as pb
+
+from normcore.moments import Moments
+from normserver import names, validate
+from normserver.committer import Committer
+from normserver.contributions import Contribution, Outcome, Submission
+from normserver.lifetime import Lifetime
+from normserver.normalizing import Normalizing
+from normserver.producers import Window
+from normserver.published import Published
+from normserver.records import Record
+from normserver.store_thread import StoreThread
+
+
+class Contributing:
+    """Takes contributions in."""
+
+    def __init__(
+        self,
+        store: StoreThread,
+        published: Published,
+        normalizing: Normalizing,
+        committer: Committer,
+        lifetime: Lifetime,
+    ) -> None:
+        self._store = store
+        self._published = published
+        self._normalizing = normalizing
+        self._committer = committer
+        self.lifetime = lifetime
+
+    async def submit(
+        self, producer: bytes, sequence: int, messages: Sequence[pb.Contribution], data: bytes, prefix: str = ""
+    ) -> asyncio.Future[Outcome]:
+        """Check what a producer sends, take the moments of what is raw, and queue it.
+
+        Raises:
+            ServiceError: it is wrong, or cannot be taken now.
+        """
+        names.check_sequence(sequence, f"{prefix}sequence")
+        records = {name: await self._published.get(name) for name in validate.names_of(messages, prefix)}
+        widths = {name: record.statistics()[0].num_features for name, record in records.items()}
+        taken = [await self._taken(item, records) for item in validate.contributions(messages, data, widths, prefix)]
+        return self._committer.submit(Submission(producer, sequence, taken))
+
+    async def train(self, request: pb.NormalizeRequest, batches: Sequence[Moments]) -> Outcome:
+        """Contribute the moments of a batch that was normalized in TRAIN mode."""
+        producer = names.check_producer(request.producer_id, "producer_id")
+        sequence = names.check_sequence(request.sequence, "sequence")
+        contribution = Contribution(request.normalizer, batches, None, "input")
+        return await self._committer.submit(Submission(producer, sequence, (contribution,)))
+
+    async def highest(self, producer: bytes) -> int:
+        """The highest sequence that was counted of a producer; 0 for one that is not known."""
+        windows = await self._store.run(lambda transaction: transaction.windows((producer,)))
+        return windows.get(producer, Window()).highest
+
+    async def room(self) -> None:
+        """Wait until the committer takes more."""
+        await self._committer.room()
+
+    async def _taken(self, item: Contribution | validate.RawBatch, records: dict[str, Record]) -> Contribution:
+        if isinstance(item, Contribution):
+            return item
+        spec, _ = records[item.name].statistics()
+        batches = await self._normalizing.moments(spec, item.batch, prefix=f"{item.field}.")
+        return Contribution(item.name, batches, item.observed_at, item.field)

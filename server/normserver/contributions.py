@@ -1,0 +1,178 @@
+"""What a commit does, decided without any I/O: records and windows go in, records, windows and outcomes come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from normcore.running import Running, RunningPolicy
+
+from normcore.errors import NormcoreError
+from normcore.moments import Moments
+from normserver.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    OutOfRange,
+    ServiceError,
+    from_engine,
+    no_such_normalizer,
+)
+from normserver.producers import WINDOW, Verdict, Window
+from normserver.records import Record, has_stopped, policy_of, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """The moments of one or more batches, in order, for one normalizer. `field` is its path in the request."""
+
+    name: str
+    batches: Sequence[Moments]
+    observed_at: float | None
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What one producer sends under one sequence: merged all or none."""
+
+    producer: bytes
+    sequence: int
+    contributions: Sequence[Contribution]
+
+
+@dataclass(frozen=True, slots=True)
+class Contributed:
+    """What became of a contribution to one normalizer; `stopped` if it had stopped by itself and left it out."""
+
+    name: str
+    version: int
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a submission."""
+
+    duplicate: bool
+    contributed: Sequence[Contributed]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to write, and what to tell each submission, in order."""
+
+    records: Sequence[Record]
+    windows: Mapping[bytes, Window]
+    outcomes: Sequence[Outcome | ServiceError]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What this commit has gathered for one normalizer so far."""
+
+    record: Record
+    policy: RunningPolicy
+    deltas: list[Running] = field(default_factory=list)
+    count: float = 0.0
+
+    @property
+    def version(self) -> int:
+        return self.record.version + bool(self.deltas)
+
+
+def decide(
+    records: Mapping[str, Record], windows: Mapping[bytes, Window], submissions: Sequence[Submission], now: float
+) -> Decision:
+    """Merge submissions, in order, into the records as they stand.
+
+    A submission that its window has seen is told so and changes nothing; one that cannot be merged, in any part,
+    gets its error, changes nothing and does not use up its sequence. Each record that changes goes up one version,
+    however many contributions it takes in.
+    """
+    after = dict(windows)
+    gathered: dict[str, _Pending] = {}
+    outcomes: list[Outcome | ServiceError] = []
+    for submission in submissions:
+        try:
+            outcomes.append(_admit(submission, records, after, gathered, now))
+        except ServiceError as error:
+            outcomes.append(error)
+    changed = [_committed(pending, now) for pending in gathered.values() if pending.deltas]
+    changed_windows = {producer: window for producer, window in after.items() if windows.get(producer) != window}
+    return Decision(changed, changed_windows, outcomes)
+
+
+def _admit(
+    submission: Submission,
+    records: Mapping[str, Record],
+    windows: dict[bytes, Window],
+    gathered: dict[str, _Pending],
+    now: float,
+) -> Outcome:
+    window = windows.get(submission.producer, Window())
+    verdict = window.verdict(submission.sequence)
+    if verdict is Verdict.TOO_OLD:
+        raise OutOfRange(
+            f"sequence is {submission.sequence}; this producer is at {window.highest}, and only the last {WINDOW} are "
+            "remembered: whether it was counted cannot be told",
+            field="sequence",
+        )
+    targets = [_target(contribution, records, gathered) for contribution in submission.contributions]
+    if verdict is Verdict.SEEN:
+        seen = [Contributed(t.record.name, t.version, stopped=False) for t in targets]
+        return Outcome(duplicate=True, contributed=seen)
+    deltas = [
+        _delta(contribution, target, now)
+        for contribution, target in zip(submission.contributions, targets, strict=True)
+    ]
+    windows[submission.producer] = window.add(submission.sequence)
+    return Outcome(False, [_gather(target, delta) for target, delta in zip(targets, deltas, strict=True)])
+
+
+def _target(contribution: Contribution, records: Mapping[str, Record], gathered: dict[str, _Pending]) -> _Pending:
+    record = records.get(contribution.name)
+    if record is None:
+        raise no_such_normalizer(contribution.name)
+    if contribution.name not in gathered:
+        spec, running = record.statistics()
+        gathered[contribution.name] = _Pending(record, policy_of(spec), count=rows(running))
+    return gathered[contribution.name]
+
+
+def _delta(contribution: Contribution, target: _Pending, now: float) -> Running | None:
+    """The contribution as an element of the normalizer's monoid; None where it has stopped by itself."""
+    spec, running = target.record.statistics()
+    if target.record.frozen:
+        raise FailedPrecondition(
+            f"normalizer {contribution.name!r} is frozen; unfreeze it to contribute", reason="NORMALIZER_FROZEN"
+        )
+    width = running.moments.mean.numel()
+    for moments in contribution.batches:
+        if moments.mean.numel() != width:
+            raise InvalidArgument(
+                contribution.field, f"has {moments.mean.numel()} features; normalizer {contribution.name!r} has {width}"
+            )
+    if has_stopped(spec, target.count):
+        return None
+    time = now if contribution.observed_at is None else contribution.observed_at
+    try:
+        return target.policy.compose_all(
+            [Running.empty(width), *(target.policy.of(moments, time) for moments in contribution.batches)]
+        )
+    except NormcoreError as error:
+        raise from_engine(error, f"{contribution.field}.") from error
+
+
+def _gather(target: _Pending, delta: Running | None) -> Contributed:
+    if delta is None:
+        return Contributed(target.record.name, target.version, stopped=True)
+    if delta.num_batches:  # an empty batch changes nothing, not even the version
+        target.deltas.append(delta)
+        target.count += rows(delta)
+    return Contributed(target.record.name, target.version, stopped=False)
+
+
+def _committed(pending: _Pending, now: float) -> Record:
+    _, running = pending.record.statistics()
+    merged = pending.policy.compose_all([running, *pending.deltas])
+    return replace(pending.record, running=merged, version=pending.version, updated_at=now)

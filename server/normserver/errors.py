@@ -1,0 +1,125 @@
+"""What can go wrong, in the domain's own words; `status.py` alone knows what gRPC calls it.
+
+    ServiceError
+    ├── InvalidArgument      a field is wrong; `field` is its path in the request
+    ├── NotFound             no such normalizer or snapshot
+    ├── AlreadyExists        the name or tag is taken by something else
+    ├── FailedPrecondition   right in itself, not in this state: frozen, nothing seen, keeps no statistics
+    ├── OutOfRange           a sequence older than its producer's window
+    ├── ResourceExhausted    a queue is full
+    ├── Unavailable          the store is down, or the server is stopping
+    └── Unimplemented        not offered by this server
+
+Each has a `reason`, a constant a program can rely on, and a sentence: what was received, what was expected, the remedy.
+"""
+
+from __future__ import annotations
+
+from normstats.specs import InvalidSpec
+from normstats.wire.tensor import InvalidTensor
+
+from normcore.errors import NormcoreError, NothingSeen
+
+
+class ServiceError(Exception):
+    """Something the caller is told."""
+
+    reason = "UNSPECIFIED"
+
+    def __init__(self, sentence: str, *, field: str = "", reason: str = "") -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.field = field
+        if reason:
+            self.reason = reason
+
+
+class InvalidArgument(ServiceError):
+    """A field of the request is wrong."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, sentence: str, *, reason: str = "") -> None:
+        joint = "" if sentence.startswith((".", "[")) else " "
+        super().__init__(f"{field}{joint}{sentence}", field=field, reason=reason)
+
+
+class NotFound(ServiceError):
+    """There is nothing of that name."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(ServiceError):
+    """The name is taken."""
+
+    reason = "NAME_TAKEN"
+
+
+class FailedPrecondition(ServiceError):
+    """The request is right in itself, not in this state."""
+
+    reason = "FAILED_PRECONDITION"
+
+
+class OutOfRange(ServiceError):
+    """The sequence is older than what is remembered of its producer."""
+
+    reason = "SEQUENCE_TOO_OLD"
+
+
+class ResourceExhausted(ServiceError):
+    """A limit of this server is reached; later is better."""
+
+    reason = "QUEUE_FULL"
+
+
+class Unavailable(ServiceError):
+    """Nothing acknowledged was lost; a retry is safe."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class Unimplemented(ServiceError):
+    """Not offered by this server."""
+
+    reason = "NOT_OFFERED"
+
+
+def no_such_normalizer(name: str) -> NotFound:
+    """The error for a name that nobody has created."""
+    return NotFound(f"there is no normalizer {name!r}; create it first", reason="NORMALIZER_NOT_FOUND")
+
+
+def no_such_snapshot(name: str, tag: str) -> NotFound:
+    """The error for a tag that nobody has made."""
+    return NotFound(f"normalizer {name!r} has no snapshot {tag!r}", reason="SNAPSHOT_NOT_FOUND")
+
+
+def keeps_no_statistics(name: str) -> FailedPrecondition:
+    """The error for asking statistics of a normalization that has none."""
+    return FailedPrecondition(
+        f"normalizer {name!r} keeps no running statistics: its normalization uses each sample's own",
+        reason="KEEPS_NO_STATISTICS",
+    )
+
+
+# The engine's arguments under the names that the contract gives them.
+_FIELDS = {"x": "input", "mask": "padding.mask", "lengths": "padding.lengths", "weights": "sample_weights"}
+
+
+def from_engine(error: NormcoreError, prefix: str = "") -> ServiceError:
+    """What the caller is told of an error that the engine found in the caller's values."""
+    if isinstance(error, NothingSeen):
+        return FailedPrecondition(str(error), reason="NOTHING_SEEN")
+    return InvalidArgument(prefix + _FIELDS.get(error.argument, error.argument), error.sentence)
+
+
+def from_spec(error: InvalidSpec, prefix: str) -> InvalidArgument:
+    """What the caller is told of a wrong spec found below the field `prefix`."""
+    return InvalidArgument(f"{prefix}.{error.argument}", str(error).partition(" ")[2])
+
+
+def from_tensor(error: InvalidTensor, field: str, data_field: str) -> InvalidArgument:
+    """What the caller is told of a tensor whose description is `field` and whose bytes are `data_field`."""
+    return InvalidArgument(data_field if error.field == "data" else f"{field}.{error.field}", str(error))

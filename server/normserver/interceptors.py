@@ -1,0 +1,106 @@
+"""Around every call: errors become statuses, calls are counted and timed, bugs get an id and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import grpc
+from grpc.aio import ServerInterceptor, ServicerContext
+
+from normserver import status
+from normserver.errors import ServiceError
+from normserver.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class Edge(ServerInterceptor):
+    """The edge of the service."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the method's handler. A method that does not exist has none, and gRPC says so itself."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = str(handler_call_details.method).rpartition("/")[2]
+        if handler.response_streaming:
+            return self._streaming(method, handler)
+        return self._unary(method, handler)
+
+    def _unary(self, method: str, handler: Any) -> Handler:
+        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+        async def call(request: Any, context: ServicerContext[Any, Any]) -> Any:
+            with self._observed(method) as observed:
+                try:
+                    return await inner(request, context)
+                except Exception as error:
+                    await _abort(context, observed, method, error)
+
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+    def _streaming(self, method: str, handler: Any) -> Handler:
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def call(request: Any, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with self._metrics.streams.labels(method).track_inprogress(), self._observed(method) as observed:
+                try:
+                    async for response in inner(request, context):
+                        yield response
+                except Exception as error:
+                    await _abort(context, observed, method, error)
+
+        make = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+    def _observed(self, method: str) -> AbstractContextManager[_Observed]:
+        return _observe(self._metrics, method)
+
+
+class _Observed:
+    """What a call ended with, so far as is known."""
+
+    code = "CANCELLED"  # a handler that neither returns nor raises was cancelled
+
+
+@contextmanager
+def _observe(metrics: Metrics, method: str) -> Any:
+    observed, started = _Observed(), time.perf_counter()
+    try:
+        yield observed
+        observed.code = "OK"
+    finally:
+        metrics.call_seconds.labels(method).observe(time.perf_counter() - started)
+        metrics.calls.labels(method, observed.code).inc()
+
+
+async def _abort(context: ServicerContext[Any, Any], observed: _Observed, method: str, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, ServiceError):
+        told = status.of_error(error)
+    else:
+        incident = secrets.token_hex(8)
+        log.error("bug", exc_info=error, extra={"method": method, "incident": incident})
+        told = status.of_bug(incident)
+    observed.code = told.code.name
+    await context.abort(told.code, told.details, told.trailing_metadata)

@@ -1,0 +1,86 @@
+"""What is counted for Prometheus. Every label comes from a closed set; no name of a caller's is ever a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
+
+from normserver.contributions import Outcome
+from normserver.errors import ServiceError
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """The service's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.build = Info("normstats_build", "The release that runs.", registry=registry)
+        self.calls = Counter(
+            "normstats_calls", "Calls that ended, by method and gRPC code.", ["method", "code"], registry=registry
+        )
+        self.call_seconds = Histogram(
+            "normstats_call_seconds",
+            "How long calls took, by method.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.received_bytes = Counter(
+            "normstats_received_bytes", "Bytes of tensors received to be normalized.", registry=registry
+        )
+        self.sent_bytes = Counter("normstats_sent_bytes", "Bytes of normalized tensors sent.", registry=registry)
+        self.compute_queue = Gauge(
+            "normstats_compute_queue_size", "Normalizations that wait for the device or run on it.", registry=registry
+        )
+        self.compute_seconds = Histogram(
+            "normstats_compute_seconds",
+            "How long normalizations took on the device.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.contributions = Counter(
+            "normstats_contributions",
+            "Contributions by what became of them: merged, duplicate or refused.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.pending = Gauge(
+            "normstats_pending_contributions", "Contributions that wait for a commit.", registry=registry
+        )
+        self.commit_seconds = Histogram(
+            "normstats_commit_seconds",
+            "How long commits took, their sync to disk included.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.commit_size = Histogram(
+            "normstats_commit_contributions",
+            "How many contributions one commit took in.",
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self.last_commit = Gauge(
+            "normstats_last_commit_timestamp_seconds", "When the last commit was done.", registry=registry
+        )
+        self.store_up = Gauge("normstats_store_up", "1 while the store can be used.", registry=registry)
+        self.streams = Gauge(
+            "normstats_open_streams", "Streams that are open, by method.", ["method"], registry=registry
+        )
+
+    def commit_done(self, seconds: float, outcomes: Sequence[Outcome | ServiceError]) -> None:
+        """Count one commit and what became of its contributions."""
+        self.commit_seconds.observe(seconds)
+        self.commit_size.observe(len(outcomes))
+        self.last_commit.set_to_current_time()
+        for outcome in outcomes:
+            if isinstance(outcome, ServiceError):
+                kind = "refused"
+            else:
+                kind = "duplicate" if outcome.duplicate else "merged"
+            self.contributions.labels(kind).inc()

@@ -1,0 +1,127 @@
+"""A normalize's way: what is wanted, with the statistics it needs, becomes a plan; the plan runs on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from normcore.running import Estimate, Running
+from normstats import specs
+from torch import Tensor
+
+from normcore.errors import NormcoreError
+from normcore.moments import Moments
+from normserver import engine
+from normserver.compute import Compute
+from normserver.engine import Batch, Mode, Normalized, Plan
+from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
+from normserver.normalizers import Normalizers
+from normserver.published import Published
+from normserver.records import policy_of, start
+from normserver.validate import Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A plan, and the version of the statistics in it: 0 without a normalizer."""
+
+    plan: Plan
+    version: int
+
+
+class Normalizing:
+    """Plans and runs normalizations."""
+
+    def __init__(self, published: Published, normalizers: Normalizers, compute: Compute) -> None:
+        self._published = published
+        self._normalizers = normalizers
+        self._compute = compute
+
+    async def resolve(self, wanted: Wanted, *, style: Tensor | None = None) -> Resolved:
+        """Find the spec and the statistics that are wanted.
+
+        Raises:
+            NotFound: there is no such normalizer or snapshot.
+            FailedPrecondition: running statistics are wanted where there are none.
+            InvalidArgument: what is wanted does not go together.
+        """
+        spec, running, version = await self._target(wanted)
+        mode = _mode(wanted, spec, running)
+        if wanted.inverse and not (mode is Mode.EVAL and isinstance(spec, specs.RunningSpec)):
+            raise InvalidArgument(
+                "inverse",
+                f"is set; {type(spec).__name__} in {mode.name} mode uses the batch's own statistics, which the output no "
+                "longer holds: only EVAL of BatchNorm, Standardize and MinMax can be undone",
+            )
+        plan = Plan(
+            spec,
+            mode,
+            inverse=wanted.inverse,
+            estimate=_estimate(spec, running, mode),
+            style=await self._style(spec, wanted.style_normalizer, style),
+        )
+        return Resolved(plan, version)
+
+    async def run(self, plan: Plan, batch: Batch, *, prefix: str = "") -> Normalized:
+        """Normalize a batch on the device."""
+        return await self._compute.run(lambda: engine.normalize(plan, batch, self._compute.device), prefix=prefix)
+
+    async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> Sequence[Moments]:
+        """The moments of a raw batch."""
+        return await self._compute.run(lambda: engine.moments(spec, batch, self._compute.device), prefix=prefix)
+
+    async def _target(self, wanted: Wanted) -> tuple[specs.Spec, Running | None, int]:
+        if not isinstance(wanted.target, str):
+            return wanted.target, start(wanted.target), 0
+        record = await self._published.get(wanted.target)
+        if not wanted.snapshot:
+            return record.spec, record.running, record.version
+        record.statistics()
+        snapshot = await self._normalizers.snapshot(record.name, wanted.snapshot)
+        return record.spec, snapshot.running, snapshot.version
+
+    async def _style(self, spec: specs.Spec, name: str, style: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if not isinstance(spec, specs.AdaptiveInstanceNorm):
+            if name or style is not None:
+                raise InvalidArgument("style", f"is given; {type(spec).__name__} takes none")
+            return None
+        if style is not None:
+            return await self._compute.run(lambda: engine.style_of(spec, style.to(self._compute.device)))
+        if not name:
+            raise InvalidArgument("style", "is not given; AdaptiveInstanceNorm takes a tensor or a normalizer's name")
+        record = await self._published.get(name)
+        running_spec, running = record.statistics()
+        estimate = _estimate(running_spec, running, Mode.EVAL)
+        assert estimate is not None, "EVAL has an estimate or an error"
+        return estimate.mean, (estimate.var + spec.eps).sqrt()
+
+
+def _mode(wanted: Wanted, spec: specs.Spec, running: Running | None) -> Mode:
+    if not isinstance(spec, specs.RunningSpec):
+        if wanted.mode is Mode.TRAIN:
+            raise keeps_no_statistics(str(wanted.target))
+        return Mode.BATCH  # there is but one way: by each sample's own statistics
+    if wanted.mode is not None:
+        return wanted.mode
+    named = isinstance(wanted.target, str)
+    seeded = running is not None and bool(running.moments.count.any())
+    return Mode.EVAL if named or seeded else Mode.BATCH
+
+
+def _estimate(spec: specs.Spec, running: Running | None, mode: Mode) -> Estimate | None:
+    """The running statistics, where the mode looks at them."""
+    if not isinstance(spec, specs.RunningSpec) or running is None:
+        return None
+    renormalizes = isinstance(spec, specs.BatchNorm) and spec.renorm is not None and mode is Mode.TRAIN
+    if mode is not Mode.EVAL and not renormalizes:
+        return None
+    try:
+        return policy_of(spec).estimate(running)
+    except NormcoreError as error:
+        if renormalizes:
+            return None  # the very first batch has nothing to be corrected toward
+        told = from_engine(error)
+        if isinstance(told, FailedPrecondition):
+            remedy = "contribute first, or use BATCH mode"
+            told = FailedPrecondition(f"{told.sentence}; {remedy}", field="mode", reason=told.reason)
+        raise told from error

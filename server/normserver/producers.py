@@ -1,0 +1,57 @@
+"""What is remembered of a producer: which of its sequences were counted.
+
+The anti-replay window of RFC 4303, section 3.4.3: the highest sequence, and a bit for each of the 1,024 up to it.
+Pure: a window goes in, a window comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+WINDOW = 1024
+_BITS = (1 << WINDOW) - 1
+
+
+class Verdict(Enum):
+    """What a sequence is to a window."""
+
+    NEW = "new"
+    SEEN = "seen"
+    TOO_OLD = "too old"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`highest` is the highest sequence counted, 0 for none; bit i of `seen` stands for highest - i."""
+
+    highest: int = 0
+    seen: int = 0
+
+    def verdict(self, sequence: int) -> Verdict:
+        """Whether a sequence was counted, was not, or is too old to know."""
+        age = self.highest - sequence
+        if age < 0:
+            return Verdict.NEW
+        if age >= WINDOW:
+            return Verdict.TOO_OLD
+        return Verdict.SEEN if self.seen >> age & 1 else Verdict.NEW
+
+    def add(self, sequence: int) -> Window:
+        """The window once a new sequence is counted."""
+        assert self.verdict(sequence) is Verdict.NEW, "only what is new is counted"
+        ahead = sequence - self.highest
+        if ahead >= WINDOW:
+            return Window(sequence, 1)
+        if ahead > 0:
+            return Window(sequence, (self.seen << ahead | 1) & _BITS)
+        return Window(self.highest, self.seen | 1 << -ahead)
+
+    def to_bytes(self) -> bytes:
+        """The bits, 128 bytes, little-endian."""
+        return self.seen.to_bytes(WINDOW // 8, "little")
+
+    @classmethod
+    def from_bytes(cls, highest: int, data: bytes) -> Window:
+        """The window that `to_bytes` was taken of."""
+        return cls(highest, int.from_bytes(data, "little"))

@@ -1,0 +1,126 @@
+"""The contract's form of the domain's values: what handlers answer with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+from normcore.drift import Drift
+from normstats import specs
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import resources_pb2
+from normstats.wire import spec as spec_wire
+
+from normcore.errors import NormcoreError
+from normserver import codec
+from normserver.contributions import Contributed
+from normserver.engine import Mode, Normalized
+from normserver.records import Record, SnapshotRecord, policy_of, rows
+
+MODES = {Mode.EVAL: pb.MODE_EVAL, Mode.BATCH: pb.MODE_BATCH, Mode.TRAIN: pb.MODE_TRAIN}
+
+
+def normalizer(record: Record, *, parameters: bool = True) -> resources_pb2.Normalizer:
+    """A normalizer; without its affine parameters and initial statistics if `parameters` is false."""
+    spec = record.spec if parameters else _bare(record.spec)
+    message = resources_pb2.Normalizer(
+        name=record.name,
+        spec=spec_wire.to_proto(spec),
+        version=record.version,
+        frozen=record.frozen or record.stopped,
+    )
+    if record.running is not None:
+        message.count = rows(record.running)
+        message.num_batches = record.running.num_batches
+    message.create_time.FromMicroseconds(round(record.created_at * 1e6))
+    message.update_time.FromMicroseconds(round(record.updated_at * 1e6))
+    return message
+
+
+def snapshot(record: SnapshotRecord) -> resources_pb2.Snapshot:
+    """A snapshot."""
+    message = resources_pb2.Snapshot(
+        normalizer=record.normalizer,
+        tag=record.tag,
+        version=record.version,
+        count=rows(record.running),
+        num_batches=record.running.num_batches,
+    )
+    message.create_time.FromMicroseconds(round(record.created_at * 1e6))
+    return message
+
+
+def at_snapshot(record: Record, kept: SnapshotRecord) -> Record:
+    """A normalizer as it was when a snapshot was taken."""
+    return replace(record, running=kept.running, version=kept.version, updated_at=kept.created_at)
+
+
+def stats(record: Record, *, include_state: bool = False) -> resources_pb2.RunningStats:
+    """The statistics of a normalizer that keeps some."""
+    spec, running = record.statistics()
+    message = resources_pb2.RunningStats(
+        normalizer=record.name,
+        version=record.version,
+        count=codec.float64_bytes(running.count),
+        num_batches=running.num_batches,
+        ddof=1 if isinstance(spec, specs.BatchNorm) else 0,
+        frozen=record.frozen or record.stopped,
+    )
+    message.update_time.FromMicroseconds(round(record.updated_at * 1e6))
+    if include_state:
+        message.state.CopyFrom(codec.encode_running(running))
+    try:
+        estimate = policy_of(spec).estimate(running)
+    except NormcoreError:  # some feature has seen nothing: there is a state, and no statistics yet
+        return message
+    message.ddof = estimate.ddof
+    message.mean = codec.float64_bytes(estimate.mean)
+    message.var = codec.float64_bytes(estimate.var)
+    message.min = codec.float64_bytes(estimate.min)
+    message.max = codec.float64_bytes(estimate.max)
+    return message
+
+
+def normalized(result: Normalized, mode: Mode, version: int) -> pb.NormalizeResponse:
+    """A normalized tensor."""
+    return pb.NormalizeResponse(
+        output=codec.describe_tensor(result.y),
+        mode=MODES[mode],
+        version=version,
+        data=codec.tensor_bytes(result.y),
+    )
+
+
+def normalized_chunk(result: Normalized, mode: Mode, version: int) -> pb.NormalizeStreamResponse:
+    """A normalized chunk."""
+    return pb.NormalizeStreamResponse(
+        output=codec.describe_tensor(result.y),
+        mode=MODES[mode],
+        version=version,
+        data=codec.tensor_bytes(result.y),
+    )
+
+
+def contributed(item: Contributed) -> pb.Contributed:
+    """What became of a contribution to one normalizer."""
+    return pb.Contributed(normalizer=item.name, version=item.version, frozen=item.stopped)
+
+
+def drift(moved: Drift, limit: int) -> list[pb.FeatureDrift]:
+    """Drift per feature, the most drifted first."""
+    order = moved.worst_first()
+    features = zip(
+        order.tolist(),
+        moved.mean_shift[order].tolist(),
+        moved.var_ratio[order].tolist(),
+        moved.symmetric_kl[order].tolist(),
+        strict=True,
+    )
+    return [
+        pb.FeatureDrift(feature=feature, mean_shift=shift, var_ratio=ratio, symmetric_kl=kl)
+        for feature, shift, ratio, kl in islice(features, limit or None)
+    ]
+
+
+def _bare(spec: specs.Spec) -> specs.Spec:
+    return replace(spec, **{name: None for name in spec.PARAMETERS if hasattr(spec, name)})

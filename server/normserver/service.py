@@ -1,0 +1,191 @@
+"""The handlers: parse, call, reply. What their errors become on the wire is decided at the edge (interceptors)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from grpc.aio import ServicerContext
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
+
+from normserver import names, pages, replies, validate
+from normserver.contributing import Contributing
+from normserver.errors import InvalidArgument, Unimplemented
+from normserver.metrics import Metrics
+from normserver.normalizers import Normalizers
+from normserver.normalizing import Normalizing
+from normserver.published import Published
+from normserver.streams import acknowledgements, chunks
+
+Context = ServicerContext[Any, Any]
+
+
+class NormalizationService(NormalizationServiceServicer):
+    """normstats.v1.NormalizationService; the contract's comments say what each call does."""
+
+    def __init__(
+        self,
+        published: Published,
+        normalizers: Normalizers,
+        normalizing: Normalizing,
+        contributing: Contributing,
+        metrics: Metrics,
+    ) -> None:
+        self._published = published
+        self._normalizers = normalizers
+        self._normalizing = normalizing
+        self._contributing = contributing
+        self._metrics = metrics
+
+    async def Normalize(self, request: pb.NormalizeRequest, context: Context) -> pb.NormalizeResponse:
+        """One tensor."""
+        wanted = validate.wanted(request)
+        batch = validate.input_of(request)
+        style = validate.style_of(request)
+        resolved = await self._normalizing.resolve(wanted, style=style)
+        self._metrics.received_bytes.inc(len(request.data))
+        result = await self._normalizing.run(resolved.plan, batch)
+        reply = replies.normalized(result, resolved.plan.mode, resolved.version)
+        if result.batches:
+            outcome = await self._contributing.train(request, result.batches)
+            reply.duplicate, reply.version = outcome.duplicate, outcome.contributed[0].version
+        self._metrics.sent_bytes.inc(len(reply.data))
+        return reply
+
+    async def NormalizeStream(
+        self, request_iterator: AsyncIterator[pb.NormalizeStreamRequest], context: Context
+    ) -> AsyncIterator[pb.NormalizeStreamResponse]:
+        """One tensor in chunks."""
+        async for reply in chunks(request_iterator, self._normalizing, self._metrics):
+            yield reply
+
+    async def UpdateRunningStats(
+        self, request: pb.UpdateRunningStatsRequest, context: Context
+    ) -> pb.UpdateRunningStatsResponse:
+        """One contribution."""
+        producer = names.check_producer(request.producer_id, "producer_id")
+        queued = await self._contributing.submit(producer, request.sequence, request.contributions, request.data)
+        outcome = await queued
+        return pb.UpdateRunningStatsResponse(
+            duplicate=outcome.duplicate, contributed=[replies.contributed(item) for item in outcome.contributed]
+        )
+
+    async def UpdateRunningStatsStream(
+        self, request_iterator: AsyncIterator[pb.UpdateRunningStatsStreamRequest], context: Context
+    ) -> AsyncIterator[pb.UpdateRunningStatsStreamResponse]:
+        """Contributions as they come."""
+        async for reply in acknowledgements(request_iterator, self._contributing):
+            yield reply
+
+    async def SynchronizeStats(
+        self, request_iterator: AsyncIterator[pb.SynchronizeStatsRequest], context: Context
+    ) -> AsyncIterator[pb.SynchronizeStatsResponse]:
+        """Rounds."""
+        raise Unimplemented("this release has no synchronized rounds yet")
+        yield
+
+    async def GetRunningStats(self, request: pb.GetRunningStatsRequest, context: Context) -> pb.GetRunningStatsResponse:
+        """Statistics now, or a snapshot's."""
+        record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
+        if request.snapshot:
+            kept = await self._normalizers.snapshot(record.name, names.check_tag(request.snapshot, "snapshot"))
+            record = replies.at_snapshot(record, kept)
+        return pb.GetRunningStatsResponse(stats=replies.stats(record, include_state=request.include_state))
+
+    async def WatchRunningStats(
+        self, request: pb.WatchRunningStatsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchRunningStatsResponse]:
+        """Statistics now, and whenever they change."""
+        record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
+        while True:
+            yield pb.WatchRunningStatsResponse(stats=replies.stats(record))
+            record = await self._published.changed(record)
+
+    async def CreateNormalizer(
+        self, request: pb.CreateNormalizerRequest, context: Context
+    ) -> pb.CreateNormalizerResponse:
+        """Make a normalizer."""
+        name = names.check_name(request.name, "name")
+        spec = validate.spec(request.spec, "spec")
+        running = validate.state(request.state, spec, "state") if request.HasField("state") else None
+        record, created = await self._normalizers.create(name, spec, exist_ok=request.exist_ok, running=running)
+        return pb.CreateNormalizerResponse(normalizer=replies.normalizer(record), created=created)
+
+    async def GetNormalizer(self, request: pb.GetNormalizerRequest, context: Context) -> pb.GetNormalizerResponse:
+        """One normalizer."""
+        record = await self._normalizers.get(names.check_name(request.name, "name"))
+        return pb.GetNormalizerResponse(normalizer=replies.normalizer(record))
+
+    async def ListNormalizers(self, request: pb.ListNormalizersRequest, context: Context) -> pb.ListNormalizersResponse:
+        """A page of normalizers."""
+        size, after = pages.asked(request.page_size, request.page_token)
+        found = await self._normalizers.page(names.check_prefix(request.prefix, "prefix"), after, size + 1)
+        return pb.ListNormalizersResponse(
+            normalizers=[replies.normalizer(record, parameters=False) for record in found[:size]],
+            next_page_token=pages.next_token([record.name for record in found], size),
+        )
+
+    async def UpdateNormalizer(
+        self, request: pb.UpdateNormalizerRequest, context: Context
+    ) -> pb.UpdateNormalizerResponse:
+        """Set affine parameters, freeze, thaw, reset."""
+        name = names.check_name(request.name, "name")
+        record = await self._normalizers.change(
+            name,
+            spec=lambda spec: validate.affine(spec, request),
+            frozen=request.frozen if request.HasField("frozen") else None,
+            reset=request.reset,
+        )
+        return pb.UpdateNormalizerResponse(normalizer=replies.normalizer(record))
+
+    async def DeleteNormalizer(
+        self, request: pb.DeleteNormalizerRequest, context: Context
+    ) -> pb.DeleteNormalizerResponse:
+        """Delete a normalizer."""
+        await self._normalizers.delete(names.check_name(request.name, "name"))
+        return pb.DeleteNormalizerResponse()
+
+    async def CreateSnapshot(self, request: pb.CreateSnapshotRequest, context: Context) -> pb.CreateSnapshotResponse:
+        """Keep the present statistics under a tag."""
+        kept = await self._normalizers.keep(*_snapshot_of(request))
+        return pb.CreateSnapshotResponse(snapshot=replies.snapshot(kept))
+
+    async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
+        """A page of snapshots."""
+        name = names.check_name(request.normalizer, "normalizer")
+        size, after = pages.asked(request.page_size, request.page_token)
+        found = await self._normalizers.snapshots(name, after, size + 1)
+        return pb.ListSnapshotsResponse(
+            snapshots=[replies.snapshot(kept) for kept in found[:size]],
+            next_page_token=pages.next_token([kept.tag for kept in found], size),
+        )
+
+    async def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: Context) -> pb.RestoreSnapshotResponse:
+        """Make a snapshot's statistics the present ones."""
+        record = await self._normalizers.restore(*_snapshot_of(request))
+        return pb.RestoreSnapshotResponse(normalizer=replies.normalizer(record))
+
+    async def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: Context) -> pb.DeleteSnapshotResponse:
+        """Delete a snapshot."""
+        await self._normalizers.drop(*_snapshot_of(request))
+        return pb.DeleteSnapshotResponse()
+
+    async def CompareSnapshots(
+        self, request: pb.CompareSnapshotsRequest, context: Context
+    ) -> pb.CompareSnapshotsResponse:
+        """Drift per feature."""
+        name = names.check_name(request.normalizer, "normalizer")
+        base = names.check_tag(request.base_tag, "base_tag")
+        tag = names.check_tag(request.tag, "tag") if request.tag else ""
+        if request.limit < 0:
+            raise InvalidArgument("limit", f"is {request.limit}; expected at least 0")
+        moved, base_version, version = await self._normalizers.compare(name, base, tag)
+        features = replies.drift(moved, request.limit)
+        return pb.CompareSnapshotsResponse(features=features, base_version=base_version, version=version)
+
+
+def _snapshot_of(
+    request: pb.CreateSnapshotRequest | pb.RestoreSnapshotRequest | pb.DeleteSnapshotRequest,
+) -> tuple[str, str]:
+    return names.check_name(request.normalizer, "normalizer"), names.check_tag(request.tag, "tag")

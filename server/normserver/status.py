@@ -1,0 +1,55 @@
+"""The one table from the domain's errors to gRPC's: code, sentence and google.rpc details."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from normserver import errors
+
+DOMAIN = "normstats"
+
+# How long callers are asked to wait where waiting helps; their own backoff takes over from there.
+_RETRY_SECONDS = 1
+
+_CODES: dict[type[errors.ServiceError], int] = {
+    errors.InvalidArgument: code_pb2.INVALID_ARGUMENT,
+    errors.NotFound: code_pb2.NOT_FOUND,
+    errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
+    errors.FailedPrecondition: code_pb2.FAILED_PRECONDITION,
+    errors.OutOfRange: code_pb2.OUT_OF_RANGE,
+    errors.ResourceExhausted: code_pb2.RESOURCE_EXHAUSTED,
+    errors.Unavailable: code_pb2.UNAVAILABLE,
+    errors.Unimplemented: code_pb2.UNIMPLEMENTED,
+}
+_RETRYABLE = (errors.ResourceExhausted, errors.Unavailable)
+
+
+def of_error(error: errors.ServiceError) -> grpc.Status:
+    """The status of an error that the caller may know all about."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.sentence)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, _RETRYABLE):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.seconds = _RETRY_SECONDS
+        details.append(retry)
+    return _status(_CODES[type(error)], error.sentence, details)
+
+
+def of_bug(incident: str) -> grpc.Status:
+    """The status of anything else: an id to find it by in the log, and nothing of what happened."""
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"incident": incident})
+    return _status(code_pb2.INTERNAL, f"internal error {incident}; the server's log has the details", [info])
+
+
+def _status(code: int, sentence: str, details: list[Message]) -> grpc.Status:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return rpc_status.to_status(status_pb2.Status(code=code, message=sentence, details=packed))

@@ -1,0 +1,95 @@
+"""What a store is: transactions over normalizers, producers' windows and snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from normserver.producers import Window
+from normserver.records import Record, SnapshotRecord
+
+
+class StoreError(Exception):
+    """The store cannot be used, and trying again will not help: locked by another process, of another schema."""
+
+
+class StoreUnavailable(Exception):
+    """The transaction did not happen, or nobody knows whether it did: reopen, read again, and let callers retry."""
+
+
+class Transaction(Protocol):
+    """Reads and writes that happen together or not at all."""
+
+    def records(self, names: Collection[str]) -> dict[str, Record]:
+        """Those normalizers that exist, locked until the transaction ends."""
+        ...
+
+    def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
+        """Normalizers whose names begin with `prefix` and come after `after`, in order, at most `limit`."""
+        ...
+
+    def insert(self, record: Record) -> None:
+        """Add a normalizer whose name is free."""
+        ...
+
+    def update(self, records: Sequence[Record]) -> None:
+        """Write normalizers that exist."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete a normalizer and its snapshots."""
+        ...
+
+    def windows(self, producers: Collection[bytes]) -> dict[bytes, Window]:
+        """The windows of those producers that are remembered."""
+        ...
+
+    def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
+        """Remember producers' windows, last used now."""
+        ...
+
+    def forget_producers(self, idle_since: float) -> int:
+        """Forget the producers that were last used before that time; returns how many."""
+        ...
+
+    def snapshot(self, name: str, tag: str) -> SnapshotRecord | None:
+        """One snapshot."""
+        ...
+
+    def snapshots(self, name: str, after: str, limit: int) -> Sequence[SnapshotRecord]:
+        """A normalizer's snapshots whose tags come after `after`, in order, at most `limit`."""
+        ...
+
+    def insert_snapshot(self, snapshot: SnapshotRecord) -> None:
+        """Add a snapshot whose tag is free."""
+        ...
+
+    def delete_snapshot(self, name: str, tag: str) -> None:
+        """Delete a snapshot."""
+        ...
+
+
+class Store(Protocol):
+    """A database. Every method is called on one thread, the one that `open` was called on."""
+
+    def open(self) -> None:
+        """Open, and make or check the schema.
+
+        Raises:
+            StoreError: another process holds it, or its schema is of another version.
+            StoreUnavailable: it cannot be reached.
+        """
+        ...
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """A transaction; durable when its block has ended without an error, and undone otherwise.
+
+        Raises:
+            StoreUnavailable: the database failed. The connection is closed; the next transaction opens a new one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close."""
+        ...

@@ -1,0 +1,61 @@
+"""Between rows of the tables and records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normcore.running import Running
+from normstats.specs import RunningSpec
+from normstats.v1 import resources_pb2 as pb
+from normstats.wire import spec as spec_wire
+from sqlalchemy import Row
+
+from normserver import codec
+from normserver.records import Record, SnapshotRecord
+
+
+def record_of(row: Row[Any]) -> Record:
+    """The normalizer that a row holds."""
+    spec = spec_wire.from_proto(pb.Spec.FromString(row.spec))
+    running = _running_of(row.running, spec.num_features) if isinstance(spec, RunningSpec) else None
+    return Record(row.name, spec, row.version, running, row.frozen, row.created_at, row.updated_at)
+
+
+def row_of(record: Record) -> dict[str, Any]:
+    """The row that holds a normalizer."""
+    return {
+        "name": record.name,
+        "spec": spec_wire.to_proto(record.spec).SerializeToString(deterministic=True),
+        "version": record.version,
+        "running": None if record.running is None else _running_bytes(record.running),
+        "frozen": record.frozen,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+    }
+
+
+def snapshot_of(row: Row[Any]) -> SnapshotRecord:
+    """The snapshot that a row holds."""
+    message = pb.RunningState.FromString(row.running)
+    num_features = len(message.moments.mean) // 8
+    running = codec.decode_running(message, num_features, "running")
+    return SnapshotRecord(row.normalizer, row.tag, row.version, running, row.created_at)
+
+
+def snapshot_row(snapshot: SnapshotRecord) -> dict[str, Any]:
+    """The row that holds a snapshot."""
+    return {
+        "normalizer": snapshot.normalizer,
+        "tag": snapshot.tag,
+        "version": snapshot.version,
+        "running": _running_bytes(snapshot.running),
+        "created_at": snapshot.created_at,
+    }
+
+
+def _running_of(data: bytes, num_features: int) -> Running:
+    return codec.decode_running(pb.RunningState.FromString(data), num_features, "running")
+
+
+def _running_bytes(running: Running) -> bytes:
+    return codec.encode_running(running).SerializeToString()

@@ -1,0 +1,47 @@
+"""The tables, the same in every database."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+
+from normserver.names import MAX_NAME, MAX_TAG
+
+# Grows when a table changes. A store of another version is refused: see the changelog for how to move on.
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+# `spec` is a normstats.v1.Spec, `running` a normstats.v1.RunningState, both serialized; times are seconds since the epoch.
+normalizers = Table(
+    "normalizers",
+    metadata,
+    Column("name", String(MAX_NAME), primary_key=True),
+    Column("spec", LargeBinary, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("running", LargeBinary, nullable=True),
+    Column("frozen", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+)
+
+# `seen` is the window's bits: bit i stands for highest - i.
+producers = Table(
+    "producers",
+    metadata,
+    Column("producer", LargeBinary(16), primary_key=True),
+    Column("highest", BigInteger, nullable=False),
+    Column("seen", LargeBinary(128), nullable=False),
+    Column("used_at", Double, nullable=False, index=True),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("normalizer", ForeignKey(normalizers.c.name, ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(MAX_TAG), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("running", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)

@@ -1,0 +1,78 @@
+"""The store's own thread: transactions run there one after another, and the event loop never waits for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from normserver.errors import Unavailable
+from normserver.store.base import Store, StoreUnavailable, Transaction
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# How soon a store that failed is tried again.
+_PROBE_SECONDS = 1.0
+
+
+class StoreThread:
+    """Runs transactions on a store. `up` tells whether the last one could be run."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self.up = False
+
+    async def open(self) -> None:
+        """Open the store.
+
+        Raises:
+            StoreError, StoreUnavailable: it cannot be used.
+        """
+        await self._on_thread(self._store.open)
+        self.up = True
+
+    async def run(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one transaction; when this returns, what it wrote is durable.
+
+        Raises:
+            Unavailable: the store failed; nothing was written, or it is not known whether it was.
+            whatever `work` raises; then nothing was written.
+        """
+        try:
+            result = await self._on_thread(lambda: self._in_transaction(work))
+        except StoreUnavailable as error:
+            if self.up:
+                log.error("store failed", extra={"error": str(error)})
+            self.up = False
+            raise Unavailable(
+                "the store is not available; nothing acknowledged was lost, and a retry is safe"
+            ) from error
+        if not self.up:
+            log.info("store is back")
+        self.up = True
+        return result
+
+    async def watch_over(self) -> None:
+        """While the store is down, try it again and again; runs until cancelled."""
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            if not self.up:
+                with contextlib.suppress(Unavailable):
+                    await self.run(lambda transaction: transaction.records(()))
+
+    async def close(self) -> None:
+        """Close the store, after what is under way."""
+        await self._on_thread(self._store.close)
+        self._thread.shutdown()
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _in_transaction(self, work: Callable[[Transaction], T]) -> T:
+        with self._store.transaction() as transaction:
+            return work(transaction)

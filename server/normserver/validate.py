@@ -1,0 +1,322 @@
+"""The door: what comes in is checked here, once, before anything is allocated, and goes on as the domain's own values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from google.protobuf.timestamp_pb2 import Timestamp
+from normcore.running import Running
+from normstats import specs
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import resources_pb2, tensor_pb2
+from normstats.wire import spec as spec_wire
+from normstats.wire import tensor
+from torch import Tensor
+
+from normcore.moments import Moments
+from normserver import codec, names
+from normserver.contributions import Contribution
+from normserver.engine import Batch, Mode, Plan
+from normserver.errors import InvalidArgument, from_spec, from_tensor
+
+# One request contributes to at most so many normalizers: all layers of a large model, and no more.
+MAX_CONTRIBUTIONS = 4096
+# Batches that one contribution may hold moments of.
+MAX_BATCHES = 1024
+
+_MODES = {
+    pb.MODE_UNSPECIFIED: None,
+    pb.MODE_EVAL: Mode.EVAL,
+    pb.MODE_BATCH: Mode.BATCH,
+    pb.MODE_TRAIN: Mode.TRAIN,
+}
+
+Options = pb.NormalizeRequest | pb.NormalizeStreamRequest.Open
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a caller wants of a normalization: by a spec or a normalizer's name, and how."""
+
+    target: str | specs.Spec
+    mode: Mode | None
+    inverse: bool
+    snapshot: str
+    style_normalizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """A batch whose moments are still to be taken. `field` is its path in the request."""
+
+    name: str
+    batch: Batch
+    observed_at: float | None
+    field: str
+
+
+def wanted(message: Options, prefix: str = "") -> Wanted:
+    """How a tensor is to be normalized.
+
+    Raises:
+        InvalidArgument: a field is wrong.
+    """
+    target: str | specs.Spec
+    match message.WhichOneof("target"):
+        case "normalizer":
+            target = names.check_name(message.normalizer, f"{prefix}normalizer")
+        case "spec":
+            target = spec(message.spec, f"{prefix}spec")
+        case _:
+            raise InvalidArgument(f"{prefix}target", "is not given; expected a normalizer's name or a spec")
+    if message.mode not in _MODES:
+        raise InvalidArgument(f"{prefix}mode", f"is {message.mode}; expected one of Mode")
+    mode = _MODES[message.mode]
+    if message.snapshot:
+        names.check_tag(message.snapshot, f"{prefix}snapshot")
+        if not isinstance(target, str) or mode not in (None, Mode.EVAL):
+            raise InvalidArgument(f"{prefix}snapshot", "is given; expected only with a normalizer's name, in EVAL mode")
+    if mode is Mode.TRAIN and not isinstance(target, str):
+        raise InvalidArgument(f"{prefix}mode", "is TRAIN; expected a normalizer's name with it, to contribute to")
+    if message.style_normalizer:
+        names.check_name(message.style_normalizer, f"{prefix}style_normalizer")
+    return Wanted(target, mode, message.inverse, message.snapshot, message.style_normalizer)
+
+
+def spec(message: resources_pb2.Spec, field: str) -> specs.Spec:
+    """A spec.
+
+    Raises:
+        InvalidArgument: one of its arguments is wrong.
+    """
+    try:
+        return spec_wire.from_proto(message)
+    except specs.InvalidSpec as error:
+        raise from_spec(error, field) from error
+
+
+def batch(
+    description: tensor_pb2.Tensor,
+    data: bytes,
+    padding: tensor_pb2.Padding | None,
+    *,
+    field: str = "input",
+    data_field: str = "data",
+    sample_weights: bytes = b"",
+) -> Batch:
+    """A tensor with its padding and weights; it shares the bytes.
+
+    Raises:
+        InvalidArgument: dtype, shape, number of bytes, padding or weights are wrong.
+    """
+    values = array(description, data, field, data_field)
+    prefix = field.rpartition(".")[0]
+    path = f"{prefix}.padding" if prefix else "padding"
+    lengths, mask = _padding(padding, path) if padding is not None else (None, None)
+    weights = None
+    if sample_weights:
+        rows = values.shape[0] if values.dim() else 1
+        weights = codec.decode_array(sample_weights, (rows,), f"{prefix}.sample_weights")
+    return Batch(values, lengths, mask, weights)
+
+
+def array(description: tensor_pb2.Tensor, data: bytes, field: str, data_field: str) -> Tensor:
+    """A tensor; it shares the bytes.
+
+    Raises:
+        InvalidArgument: dtype, shape or number of bytes are wrong.
+    """
+    try:
+        checked = tensor.check(description)
+        tensor.check_bytes(checked, len(data))
+    except tensor.InvalidTensor as error:
+        raise from_tensor(error, field, data_field) from error
+    return codec.decode_tensor(checked, data)
+
+
+def _padding(message: tensor_pb2.Padding, field: str) -> tuple[Tensor | None, Tensor | None]:
+    match message.WhichOneof("kind"):
+        case "lengths":
+            return torch.tensor(list(message.lengths.values), dtype=torch.int64), None
+        case "mask":
+            shape = tensor_pb2.Tensor(dtype=tensor_pb2.D_TYPE_BOOL, shape=message.mask.shape)
+            mask = array(shape, message.mask.bits, f"{field}.mask", f"{field}.mask.bits")
+            if mask.numel() and int(mask.view(torch.uint8).max()) > 1:
+                raise InvalidArgument(f"{field}.mask.bits", "has bytes other than 0 and 1")
+            return None, mask
+    raise InvalidArgument(f"{field}.kind", "is not given; expected lengths or a mask")
+
+
+def contributions(
+    messages: Sequence[pb.Contribution], data: bytes, num_features: dict[str, int], prefix: str = ""
+) -> list[Contribution | RawBatch]:
+    """The contributions of one update. `num_features` says how wide each normalizer is.
+
+    Raises:
+        InvalidArgument: a field is wrong, or the bytes are not those of the raw batches.
+    """
+    taken: list[Contribution | RawBatch] = []
+    offset = 0
+    for index, message in enumerate(messages):
+        field = f"{prefix}contributions[{index}]"
+        name, observed_at = message.normalizer, _time(message.observe_time, f"{field}.observe_time")
+        if not message.HasField("observe_time"):
+            observed_at = None
+        match message.WhichOneof("payload"):
+            case "moments":
+                batches = _moments(message.moments, num_features[name], f"{field}.moments")
+                taken.append(Contribution(name, batches, observed_at, field))
+            case "raw":
+                size = _raw_bytes(message.raw, f"{field}.raw.input")
+                raw = _raw(message.raw, data[offset : offset + size], f"{field}.raw")
+                offset += size
+                taken.append(RawBatch(name, raw, observed_at, f"{field}.raw"))
+            case _:
+                raise InvalidArgument(f"{field}.payload", "is not given; expected moments or a raw batch")
+    if offset != len(data):
+        raise InvalidArgument("data", f"has {len(data)} bytes; the raw batches of this request have {offset}")
+    return taken
+
+
+def names_of(messages: Sequence[pb.Contribution], prefix: str = "") -> list[str]:
+    """The normalizers that an update contributes to.
+
+    Raises:
+        InvalidArgument: there is none, there are too many, or one is named twice.
+    """
+    field = f"{prefix}contributions"
+    if not 1 <= len(messages) <= MAX_CONTRIBUTIONS:
+        raise InvalidArgument(field, f"has {len(messages)} items; expected 1 to {MAX_CONTRIBUTIONS}")
+    found: dict[str, int] = {}
+    for index, message in enumerate(messages):
+        name = names.check_name(message.normalizer, f"{field}[{index}].normalizer")
+        if name in found:
+            raise InvalidArgument(
+                f"{field}[{index}].normalizer",
+                f"is {name!r}, as that of [{found[name]}]; expected each normalizer once",
+            )
+        found[name] = index
+    return list(found)
+
+
+def _moments(message: pb.Contribution.MomentsOfBatches, num_features: int, field: str) -> list[Moments]:
+    if len(message.batches) > MAX_BATCHES:
+        raise InvalidArgument(f"{field}.batches", f"has {len(message.batches)} items; expected at most {MAX_BATCHES}")
+    return [
+        codec.decode_moments(moments, num_features, f"{field}.batches[{index}]")
+        for index, moments in enumerate(message.batches)
+    ]
+
+
+def _raw_bytes(message: pb.Contribution.RawBatch, field: str) -> int:
+    try:
+        return tensor.check(message.input).size_bytes
+    except tensor.InvalidTensor as error:
+        raise from_tensor(error, field, "data") from error
+
+
+def _raw(message: pb.Contribution.RawBatch, data: bytes, field: str) -> Batch:
+    padding = message.padding if message.HasField("padding") else None
+    return batch(message.input, data, padding, field=f"{field}.input", sample_weights=message.sample_weights)
+
+
+def _time(message: Timestamp, field: str) -> float:
+    """Seconds since the epoch, to the microsecond."""
+    if not (0 <= message.seconds < 2**38 and 0 <= message.nanos < 1_000_000_000):
+        raise InvalidArgument(field, f"is {message.seconds} s and {message.nanos} ns; expected a time since 1970")
+    return message.ToMicroseconds() / 1e6
+
+
+def input_of(request: pb.NormalizeRequest) -> Batch:
+    """The tensor of a unary normalization."""
+    if not request.HasField("input"):
+        raise InvalidArgument("input", "is not given; expected a tensor's dtype and shape")
+    return batch(request.input, request.data, request.padding if request.HasField("padding") else None)
+
+
+def style_of(request: pb.NormalizeRequest) -> Tensor | None:
+    """The style's tensor, where there is one."""
+    if request.WhichOneof("style") == "style_tensor":
+        return array(request.style_tensor, request.style_data, "style_tensor", "style_data")
+    if request.style_data:
+        raise InvalidArgument("style_data", f"has {len(request.style_data)} bytes; expected none without style_tensor")
+    return None
+
+
+def chunk(frame: pb.NormalizeStreamRequest, row_shape: tuple[int, ...] | None) -> Batch:
+    """A chunk of whole rows, of the shape that the rows before had."""
+    message = frame.chunk
+    padding = message.padding if message.HasField("padding") else None
+    taken = batch(message.input, frame.data, padding, field="chunk.input")
+    if not taken.x.dim():
+        raise InvalidArgument("chunk.input.shape", "is empty; expected whole rows")
+    if row_shape is not None and tuple(taken.x.shape[1:]) != row_shape:
+        raise InvalidArgument(
+            "chunk.input.shape", f"has rows of {tuple(taken.x.shape[1:])}; the chunks before have rows of {row_shape}"
+        )
+    return taken
+
+
+def chunked(plan: Plan, message: pb.NormalizeStreamRequest.Open) -> Plan:
+    """The plan of a tensor that comes in chunks: statistics that span rows must have come with the opening frame.
+
+    Raises:
+        InvalidArgument: they are missing, given in vain, or of no use.
+    """
+    if plan.mode is Mode.TRAIN:
+        raise InvalidArgument("open.mode", "is TRAIN; contribute the moments by UpdateRunningStats, then use BATCH")
+    spans = _spans_rows(plan)
+    if spans and not isinstance(plan.spec, specs.RunningSpec):
+        raise InvalidArgument("open.spec", "has statistics over axis 0; send the tensor whole, by Normalize")
+    if spans != message.HasField("moments"):
+        raise InvalidArgument(
+            "open.moments",
+            "is not given; expected those of all rows" if spans else "is given; rows are independent here",
+        )
+    if not spans or not isinstance(plan.spec, specs.RunningSpec):
+        return plan
+    if isinstance(plan.spec, specs.BatchNorm) and plan.spec.virtual_batch_size:
+        raise InvalidArgument("open.spec", "has ghost batches; send the tensor whole, by Normalize")
+    return replace(plan, moments=codec.decode_moments(message.moments, plan.spec.num_features, "open.moments"))
+
+
+def _spans_rows(plan: Plan) -> bool:
+    match plan.spec:
+        case specs.BatchNorm() | specs.Standardize() | specs.MinMax():
+            return plan.mode is Mode.BATCH
+        case specs.MeanVarianceNorm(axes=axes):
+            return 0 in axes or min(axes) < 0
+        case specs.LpNorm(axis=axis):
+            return axis <= 0
+    return False
+
+
+def state(message: resources_pb2.RunningState, spec: specs.Spec, field: str) -> Running:
+    """A running state for a new normalizer of a spec."""
+    if not isinstance(spec, specs.RunningSpec):
+        raise InvalidArgument(field, f"is given; {type(spec).__name__} keeps no running statistics")
+    return codec.decode_running(message, spec.num_features, field)
+
+
+def affine(before: specs.Spec, request: pb.UpdateNormalizerRequest) -> specs.Spec:
+    """A spec with the affine parameters of a request; what is not given stays, what is given empty goes.
+
+    Raises:
+        InvalidArgument: the spec takes no such parameter, or another number of values.
+    """
+    changed = {}
+    for name in ("weight", "bias"):
+        if not request.HasField(name):
+            continue
+        data = getattr(request, name)
+        if not hasattr(before, name):
+            raise InvalidArgument(name, f"is given; {type(before).__name__} takes none")
+        if len(data) % 8:
+            raise InvalidArgument(name, f"has {len(data)} bytes; expected a multiple of 8 (float64)")
+        changed[name] = codec.float64_tensor(data) if data else None
+    try:
+        return replace(before, **changed)
+    except specs.InvalidSpec as error:
+        raise InvalidArgument(error.argument, str(error).partition(" ")[2]) from error

@@ -1,0 +1,147 @@
+"""What was acknowledged is there after kill -9 and after SIGTERM, and is not counted again."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from normstats import specs
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
+
+from tests.contract import create, numbers, stats, update
+from tests.server_process import ServerProcess
+
+
+def connected(server: ServerProcess) -> NormalizationServiceStub:
+    return NormalizationServiceStub(grpc.insecure_channel(server.target))
+
+
+def test_acknowledged_before_kill_9_is_there_afterwards_and_its_retry_is_a_duplicate(
+    own_server: ServerProcess,
+) -> None:
+    stub = connected(own_server.start())
+    create(stub, "a", specs.Standardize(2))
+    request = update("a", np.array([[1.0, 2.0], [3.0, 5.0]]))
+    assert not stub.UpdateRunningStats(request).duplicate
+    own_server.kill()
+    stub = connected(own_server.start())
+    before = stats(stub, "a")
+    assert numbers(before.mean).tolist() == [2.0, 3.5]
+    assert stub.UpdateRunningStats(request).duplicate
+    assert stats(stub, "a") == before
+
+
+def test_kill_9_under_load_loses_nothing_acknowledged_and_doubles_nothing_retried(own_server: ServerProcess) -> None:
+    """Four producers retry each contribution until it is acknowledged, while the server is killed three times."""
+    create(connected(own_server.start()), "a", specs.Standardize(3))
+    rng = np.random.default_rng(4)
+    shares = [rng.normal(100, 1, (60, 5, 3)) for _ in range(4)]
+    duplicates: list[int] = []
+    threads = [threading.Thread(target=contribute, args=(own_server, share, duplicates)) for share in shares]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(random.uniform(0.05, 0.3))
+        own_server.kill()
+        own_server.start()
+    for thread in threads:
+        thread.join(120)
+    found, rows = stats(connected(own_server), "a"), np.concatenate([share.reshape(-1, 3) for share in shares])
+    assert numbers(found.count)[0] == len(rows)
+    assert found.num_batches == 240
+    np.testing.assert_allclose(numbers(found.mean), rows.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(numbers(found.var), rows.var(axis=0), rtol=1e-12)
+    own_server.stop()
+    with sqlite3.connect(own_server.folder / "normstats.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def contribute(server: ServerProcess, batches: np.ndarray, duplicates: list[int]) -> None:
+    producer = secrets.token_bytes(16)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = NormalizationServiceStub(channel)
+        for sequence, batch in enumerate(batches, 1):
+            request = update("a", batch, producer=producer, sequence=sequence)
+            while True:
+                try:
+                    reply = stub.UpdateRunningStats(request, timeout=60, wait_for_ready=True)
+                    break
+                except grpc.RpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+            duplicates.append(reply.duplicate)
+
+
+def test_sigterm_commits_and_acknowledges_what_streams_have_sent(own_server: ServerProcess) -> None:
+    stub = connected(own_server.start())
+    create(stub, "a", specs.Standardize(1))
+    stopped = threading.Event()
+
+    def frames() -> object:
+        yield pb.UpdateRunningStatsStreamRequest(open={"producer_id": secrets.token_bytes(16)})
+        sequence = 0
+        while not stopped.is_set():
+            sequence += 1
+            request = update("a", np.ones((1, 1)))
+            yield pb.UpdateRunningStatsStreamRequest(
+                update={"sequence": sequence, "contributions": request.contributions}
+            )
+            time.sleep(0.001)
+
+    acknowledged = 0
+    watching = stub.WatchRunningStats(pb.WatchRunningStatsRequest(normalizer="a"), timeout=60)
+    next(watching)
+    threading.Timer(0.5, lambda: os.kill(own_server.process.pid, signal.SIGTERM)).start()  # type: ignore[union-attr]
+    with pytest.raises(grpc.RpcError) as ended:
+        for ack in stub.UpdateRunningStatsStream(frames(), timeout=60):
+            acknowledged = ack.acknowledged_sequence
+    stopped.set()
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.RpcError) as watched:
+        for _ in watching:
+            pass
+    assert watched.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert own_server.process is not None
+    assert own_server.process.wait(20) == 0
+    found = stats(connected(own_server.start()), "a")
+    assert acknowledged > 0
+    assert numbers(found.count)[0] == acknowledged, "on SIGTERM all that was taken in is acknowledged"
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_store(own_server: ServerProcess) -> None:
+    own_server.start()
+    assert own_server.process is not None
+    command = [sys.executable, "-m", "normserver", "--listen", "127.0.0.1:0", "--http", "", "--store", own_server.store]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 1
+    assert f"is held by process {own_server.process.pid} on " in second.stderr
+    assert "an SQLite store serves one process" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_store_of_another_schema_is_refused(own_server: ServerProcess) -> None:
+    own_server.start()
+    own_server.terminate()
+    with sqlite3.connect(own_server.folder / "normstats.db") as database:
+        database.execute("UPDATE schema_version SET version = 99")
+    with pytest.raises(RuntimeError, match="has schema version 99; this normstats reads version 1"):
+        own_server.start()
+
+
+def test_a_port_in_use_is_an_error_not_a_silent_twin(own_server: ServerProcess, tmp_path: Path) -> None:
+    own_server.start()
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        ServerProcess(other, port=own_server.port).start()
