@@ -2,8 +2,8 @@
 
 Streams scikit-learn's handwritten digits (1,797 x 64 features) and its two photographs (per-channel statistics, NCHW)
 from four worker processes; every tenth contribution is sent twice, as after a lost acknowledgement. Halfway the server
-gets kill -9 and is started again on the same store. Then every figure is held against a float64 two-pass over all of the
-data. Exits 1 if any is off.
+gets kill -9 and is started again on the same store. Then every figure is held against a float64 two-pass over all of
+the data. Exits 1 if any is off.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import grpc
-import normstats
 import numpy as np
 import numpy.typing as npt
-from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1 import tensor_pb2
-from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits, load_sample_images
+
+import normstats
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import tensor_pb2
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 
 WORKERS = 4
 TOLERANCE = 1e-12  # relative, of mean and variance
@@ -99,15 +100,18 @@ def contribute_twice(stub: NormalizationServiceStub, name: str, batch: npt.NDArr
         contributions=[pb.Contribution(normalizer=name, raw=raw)],
         data=batch.tobytes(),
     )
-    for last in (False, True):
-        reply = None
-        while reply is None:
-            try:
-                reply = stub.UpdateRunningStats(request, wait_for_ready=True, timeout=60)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
-    return last and reply.duplicate
+    sent(stub, request)
+    return sent(stub, request).duplicate
+
+
+def sent(stub: NormalizationServiceStub, request: pb.UpdateRunningStatsRequest) -> pb.UpdateRunningStatsResponse:
+    """The reply, however often the server goes away in between."""
+    while True:
+        try:
+            return stub.UpdateRunningStats(request, wait_for_ready=True, timeout=60)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:

@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from tests.server_process import ServerProcess
 
 

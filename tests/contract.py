@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import resources_pb2, tensor_pb2
@@ -69,11 +70,16 @@ def numbers(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype="<f8")
 
 
+def answered(call: Any, request: Any) -> Any:
+    """The reply; of a stream, all of them."""
+    reply = call(request, timeout=30)
+    return list(reply) if hasattr(reply, "__next__") else reply
+
+
 def refused(call: Any, request: Any) -> Refused:
     """Call, expect an error, and return what it says; every error has an ErrorInfo of ours."""
     with pytest.raises(grpc.RpcError) as caught:
-        response = call(request, timeout=30)
-        list(response) if hasattr(response, "__next__") else None
+        answered(call, request)
     error = caught.value
     details = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
     found: dict[str, Any] = {}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,14 @@ class _Spec:
 
     # Arguments that may change in a normalizer's life: they do not make it another normalizer.
     PARAMETERS = frozenset({"weight", "bias", "running_mean", "running_var"})
+
+    def with_parameters(self, **parameters: Any) -> Self:
+        """The same spec with other parameters.
+
+        Raises:
+            InvalidSpec: one of them does not fit.
+        """
+        return replace(self, **parameters)  # type: ignore[type-var]
 
     def same_structure(self, other: object) -> bool:
         """Whether both compute the same thing, affine parameters and initial statistics left out."""

@@ -13,8 +13,6 @@ import warnings
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -33,6 +31,8 @@ from normserver.service import NormalizationService
 from normserver.store.base import Store, StoreError
 from normserver.store.sqlite import SqliteStore
 from normserver.store_thread import StoreThread
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
+
+from normcore.moments import Moments, violations
 from normcore.running import Running
+from normserver.errors import InvalidArgument
 from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
 from normstats.wire import floats, tensor
 from normstats.wire.dtypes import BY_NAME
-from torch import Tensor
-
-from normcore.moments import Moments, violations
-from normserver.errors import InvalidArgument
 
 NO_TIME = 0.0
+# Squared, and times 2^53 rows, such values still stay below float64's largest.
+MAX_MAGNITUDE = 1e140
 
 
 def float64_tensor(data: bytes) -> Tensor:
@@ -67,9 +69,25 @@ def decode_moments(message: pb.Moments, num_features: int, field: str) -> Moment
         min=array("min"),
         max=array("max"),
     )
-    if problem := violations(moments):
-        raise InvalidArgument(field, f"{problem}", reason="INVALID_MOMENTS")
+    check_mergeable(moments, field)
     return moments
+
+
+def check_mergeable(moments: Moments, field: str) -> None:
+    """Check that moments are those of real values, and that no merge of them can overflow.
+
+    Raises:
+        InvalidArgument: they are not.
+    """
+    if problem := violations(moments):
+        raise InvalidArgument(field, f"cannot be merged: {problem}", reason="INVALID_MOMENTS")
+    seen = moments.count > 0
+    if bool((seen & ((moments.min < -MAX_MAGNITUDE) | (moments.max > MAX_MAGNITUDE))).any()):
+        raise InvalidArgument(
+            field,
+            f"cannot be merged: some values are beyond {MAX_MAGNITUDE:g} in magnitude, where squares overflow float64",
+            reason="INVALID_MOMENTS",
+        )
 
 
 def encode_moments(moments: Moments) -> pb.Moments:

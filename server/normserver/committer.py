@@ -1,6 +1,7 @@
 """The one writer of contributions: takes all that has gathered, makes it one transaction, and tells everyone.
 
-While a commit is on its way to disk the next one gathers; so the busier the server, the more contributions share a sync.
+While a commit is on its way to disk the next one gathers; so the busier the server, the more contributions share one
+sync.
 """
 
 from __future__ import annotations

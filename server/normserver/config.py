@@ -27,7 +27,7 @@ Example: normstats serve --listen 127.0.0.1:50051 --store sqlite:///normstats.db
 
 
 class Settings(BaseSettings):
-    __doc__ = _HELP
+    """Every setting, with its default, its bounds and what it is for."""
 
     model_config = SettingsConfigDict(
         env_prefix="NORMSTATS_",

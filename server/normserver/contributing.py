@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from normstats.v1 import normalization_service_pb2 as pb
-
 from normcore.moments import Moments
-from normserver import names, validate
+from normserver import codec, names, validate
 from normserver.committer import Committer
 from normserver.contributions import Contribution, Outcome, Submission
 from normserver.lifetime import Lifetime
@@ -17,6 +15,7 @@ from normserver.producers import Window
 from normserver.published import Published
 from normserver.records import Record
 from normserver.store_thread import StoreThread
+from normstats.v1 import normalization_service_pb2 as pb
 
 
 class Contributing:
@@ -50,11 +49,11 @@ class Contributing:
         taken = [await self._taken(item, records) for item in validate.contributions(messages, data, widths, prefix)]
         return self._committer.submit(Submission(producer, sequence, taken))
 
-    async def train(self, request: pb.NormalizeRequest, batches: Sequence[Moments]) -> Outcome:
+    async def train(self, name: str, producer: bytes, sequence: int, batches: Sequence[Moments]) -> Outcome:
         """Contribute the moments of a batch that was normalized in TRAIN mode."""
-        producer = names.check_producer(request.producer_id, "producer_id")
-        sequence = names.check_sequence(request.sequence, "sequence")
-        contribution = Contribution(request.normalizer, batches, None, "input")
+        for moments in batches:
+            codec.check_mergeable(moments, "input")
+        contribution = Contribution(name, batches, None, "input")
         return await self._committer.submit(Submission(producer, sequence, (contribution,)))
 
     async def highest(self, producer: bytes) -> int:

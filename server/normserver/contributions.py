@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from normcore.running import Running, RunningPolicy
-
 from normcore.errors import NormcoreError
 from normcore.moments import Moments
+from normcore.running import Running, RunningPolicy
 from normserver.errors import (
     FailedPrecondition,
     InvalidArgument,

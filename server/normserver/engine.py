@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+import numpy as np
 import torch
-from normcore.running import Estimate
-from normstats import specs
 from torch import Tensor
 
 import normcore
-from normcore.moments import Moments, moments_of
+from normcore import layout, padding
+from normcore.moments import Moments, moments_of, variance
+from normcore.running import Estimate
+from normstats import specs
 
 
 class Mode(Enum):
@@ -70,6 +73,7 @@ def normalize(plan: Plan, batch: Batch, device: torch.device) -> Normalized:
     mask = _mask(plan.spec, batch, device)
     match plan.spec:
         case specs.BatchNorm() | specs.Standardize() | specs.MinMax() if plan.mode is Mode.EVAL:
+            assert plan.estimate is not None, "EVAL has running statistics, or was refused"
             return Normalized(_by_running(plan.spec, plan.estimate, x, mask, plan.inverse))
         case specs.BatchNorm() if plan.moments is None:
             return _batch_norm(plan, plan.spec, x, mask)
@@ -88,17 +92,18 @@ def moments(spec: specs.RunningSpec, batch: Batch, device: torch.device) -> list
     Raises:
         NormcoreError: shape, padding, weights or values do not fit the spec.
     """
-    mask = _mask(spec, batch, device)
+    x, mask, weights = batch.x.to(device), _mask(spec, batch, device), batch.sample_weights
     size = spec.virtual_batch_size if isinstance(spec, specs.BatchNorm) else None
-    x, weights = batch.x.to(device), batch.sample_weights
-    normcore.layout.check_features(x, spec.num_features, spec.channel_axis)
-    starts = range(0, x.shape[0], size) if size else (0,)
-    rows = [slice(start, start + size if size else None) for start in starts]
+    samples = x.shape[0] if x.dim() else 1
+    if mask is not None and samples:
+        mask = mask.expand(samples, *mask.shape[1:])
+    rows = [slice(start, start + size) for start in range(0, samples, size)] if size else [slice(None)]
     return [
         moments_of(
-            x[some],
-            channel_axis=spec.channel_axis,
-            mask=None if mask is None else mask[some] if mask.shape[0] > 1 else mask,
+            x[some] if size else x,
+            spec.channel_axis,
+            num_features=spec.num_features,
+            mask=None if mask is None else mask[some],
             weights=None if weights is None else weights[some],
             nan_policy=spec.nan_policy,
         )
@@ -121,3 +126,106 @@ def channel_axis_of(spec: specs.Spec) -> int | None:
         case specs.MeanVarianceNorm(axes=axes):
             return None if 1 in axes else 1
     return None
+
+
+def _mask(spec: specs.Spec, batch: Batch, device: torch.device) -> Tensor | None:
+    mask = padding.to_mask(batch.x, lengths=batch.lengths, mask=batch.mask, channel_axis=channel_axis_of(spec))
+    return None if mask is None else mask.to(device)
+
+
+def _by_running(spec: specs.RunningSpec, estimate: Estimate, x: Tensor, mask: Tensor | None, inverse: bool) -> Tensor:
+    """By running statistics, or back."""
+    if isinstance(spec, specs.MinMax):
+        return _min_max(spec, estimate.min, estimate.max, x, mask, inverse)
+    return _standardize(spec, estimate.mean, estimate.var, x, mask, inverse)
+
+
+def _by_moments(spec: specs.RunningSpec, of_batch: Moments, x: Tensor, mask: Tensor | None) -> Tensor:
+    """By a batch's own moments."""
+    if isinstance(spec, specs.MinMax):
+        return _min_max(spec, of_batch.min, of_batch.max, x, mask)
+    return _standardize(spec, of_batch.mean, variance(of_batch), x, mask)
+
+
+def _min_max(
+    spec: specs.MinMax, low: Tensor, high: Tensor, x: Tensor, mask: Tensor | None, inverse: bool = False
+) -> Tensor:
+    axis, ends = spec.channel_axis, spec.feature_range
+    if inverse:
+        return normcore.unmin_max(x, low, high, feature_range=ends, channel_axis=axis, mask=mask)
+    return normcore.min_max(x, low, high, feature_range=ends, clip=spec.clip, channel_axis=axis, mask=mask)
+
+
+def _standardize(
+    spec: specs.BatchNorm | specs.Standardize,
+    mean: Tensor,
+    var: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    inverse: bool = False,
+) -> Tensor:
+    weight, bias = (_parameter(getattr(spec, name, None)) for name in ("weight", "bias"))
+    common: dict[str, Any] = {"eps": spec.eps, "weight": weight, "bias": bias, "mask": mask}
+    common["channel_axis"] = spec.channel_axis
+    if inverse:
+        return normcore.unstandardize(x, mean, var, **common)
+    clip = spec.clip if isinstance(spec, specs.Standardize) else None
+    return normcore.standardize(x, mean, var, clip=clip, **common)
+
+
+def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | None) -> Normalized:
+    """By the batch's own statistics; in TRAIN mode with the moments, which must then be fit to be contributed."""
+    common: dict[str, Any] = {"eps": spec.eps, "weight": _parameter(spec.weight), "bias": _parameter(spec.bias)}
+    common |= {"channel_axis": spec.channel_axis, "mask": mask, "nan_policy": _nan_policy(plan)}
+    if spec.renorm is not None and plan.estimate is not None:
+        r_max, d_max = spec.renorm
+        running = plan.estimate
+        y, own = normcore.batch_renorm(x, running.mean, running.var, r_max=r_max, d_max=d_max, **common)
+        return Normalized(y, (own,))
+    y, batches = normcore.batch_norm(
+        x, num_features=spec.num_features, virtual_batch_size=spec.virtual_batch_size, **common
+    )
+    return Normalized(y, batches)
+
+
+def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None) -> Normalized:
+    """By the moments that came with the plan, or are taken now."""
+    if plan.moments is not None:
+        return Normalized(_by_moments(spec, plan.moments, x, mask))
+    own = moments_of(x, spec.channel_axis, num_features=spec.num_features, mask=mask, nan_policy=_nan_policy(plan))
+    return Normalized(_by_moments(spec, own, x, mask), (own,))
+
+
+def _nan_policy(plan: Plan) -> normcore.NanPolicy:
+    """What is not contributed may be NaN, and then is NaN in the output too."""
+    assert isinstance(plan.spec, specs.RunningSpec), "only these have a policy"
+    return "propagate" if plan.mode is Mode.BATCH and plan.spec.nan_policy == "reject" else plan.spec.nan_policy
+
+
+def _by_sample(spec: specs.Spec, x: Tensor, mask: Tensor | None) -> Tensor:
+    """By statistics of each sample alone, or of none."""
+    match spec:
+        case specs.LayerNorm():
+            weight, bias = _parameter(spec.weight), _parameter(spec.bias)
+            return normcore.layer_norm(x, spec.normalized_shape, eps=spec.eps, weight=weight, bias=bias, mask=mask)
+        case specs.RMSNorm():
+            return normcore.rms_norm(x, spec.normalized_shape, eps=spec.eps, weight=_parameter(spec.weight), mask=mask)
+        case specs.GroupNorm():
+            layout.check_features(x, spec.num_channels, 1)
+            weight, bias = _parameter(spec.weight), _parameter(spec.bias)
+            return normcore.group_norm(x, spec.num_groups, eps=spec.eps, weight=weight, bias=bias, mask=mask)
+        case specs.InstanceNorm():
+            layout.check_features(x, spec.num_features, 1)
+            weight, bias = _parameter(spec.weight), _parameter(spec.bias)
+            return normcore.instance_norm(x, eps=spec.eps, weight=weight, bias=bias, mask=mask)
+        case specs.MeanVarianceNorm():
+            return normcore.mean_variance_norm(x, spec.axes, eps=spec.eps, mask=mask)
+        case specs.LpNorm():
+            return normcore.lp_norm(x, spec.p, spec.axis, eps=spec.eps, mask=mask)
+        case specs.LocalResponseNorm():
+            return normcore.local_response_norm(x, spec.size, alpha=spec.alpha, beta=spec.beta, k=spec.k, mask=mask)
+    raise AssertionError(f"{type(spec).__name__} has statistics of its own")
+
+
+def _parameter(values: Any) -> Tensor | None:
+    return None if values is None else torch.from_numpy(np.array(values))

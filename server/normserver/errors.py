@@ -15,10 +15,9 @@ Each has a `reason`, a constant a program can rely on, and a sentence: what was 
 
 from __future__ import annotations
 
+from normcore.errors import NormcoreError, NothingSeen
 from normstats.specs import InvalidSpec
 from normstats.wire.tensor import InvalidTensor
-
-from normcore.errors import NormcoreError, NothingSeen
 
 
 class ServiceError(Exception):

@@ -79,8 +79,10 @@ class Metrics:
         self.commit_size.observe(len(outcomes))
         self.last_commit.set_to_current_time()
         for outcome in outcomes:
-            if isinstance(outcome, ServiceError):
-                kind = "refused"
-            else:
-                kind = "duplicate" if outcome.duplicate else "merged"
-            self.contributions.labels(kind).inc()
+            self.contributions.labels(_kind(outcome)).inc()
+
+
+def _kind(outcome: Outcome | ServiceError) -> str:
+    if isinstance(outcome, ServiceError):
+        return "refused"
+    return "duplicate" if outcome.duplicate else "merged"

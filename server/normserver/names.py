@@ -24,7 +24,7 @@ def check_name(value: str, field: str) -> str:
     if not (1 <= len(value) <= MAX_NAME and _NAME.fullmatch(value)):
         raise InvalidArgument(
             field,
-            f"is {_shown(value)}; expected 1 to {MAX_NAME} letters, digits, '.', '_' or '-', in segments divided by '/'",
+            f"is {_shown(value)}; expected 1 to {MAX_NAME} letters, digits, '.', '_' or '-', in segments joined by '/'",
             reason="INVALID_NAME",
         )
     return value

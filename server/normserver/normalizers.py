@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from normcore.running import Running
-from normstats.specs import Spec
-
 from normcore import drift
 from normcore.errors import NormcoreError
+from normcore.running import Running
 from normserver.errors import (
     AlreadyExists,
     from_engine,
@@ -21,6 +19,7 @@ from normserver.published import Published
 from normserver.records import Record, SnapshotRecord, policy_of, start
 from normserver.store.base import Transaction
 from normserver.store_thread import StoreThread
+from normstats.specs import Spec
 
 
 class Normalizers:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normcore.running import Estimate, Running
-from normstats import specs
 from torch import Tensor
 
 from normcore.errors import NormcoreError
 from normcore.moments import Moments
-from normserver import engine
+from normcore.running import Estimate, Running
+from normserver import codec, engine
 from normserver.compute import Compute
 from normserver.engine import Batch, Mode, Normalized, Plan
 from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
@@ -19,6 +18,7 @@ from normserver.normalizers import Normalizers
 from normserver.published import Published
 from normserver.records import policy_of, start
 from normserver.validate import Wanted
+from normstats import specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Normalizing:
         if wanted.inverse and not (mode is Mode.EVAL and isinstance(spec, specs.RunningSpec)):
             raise InvalidArgument(
                 "inverse",
-                f"is set; {type(spec).__name__} in {mode.name} mode uses the batch's own statistics, which the output no "
-                "longer holds: only EVAL of BatchNorm, Standardize and MinMax can be undone",
+                f"is set; {type(spec).__name__} in {mode.name} mode uses the batch's own statistics, which the output "
+                "no longer holds: only EVAL of BatchNorm, Standardize and MinMax can be undone",
             )
         plan = Plan(
             spec,
@@ -68,7 +68,10 @@ class Normalizing:
 
     async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> Sequence[Moments]:
         """The moments of a raw batch."""
-        return await self._compute.run(lambda: engine.moments(spec, batch, self._compute.device), prefix=prefix)
+        taken = await self._compute.run(lambda: engine.moments(spec, batch, self._compute.device), prefix=prefix)
+        for moments in taken:
+            codec.check_mergeable(moments, f"{prefix}input")
+        return taken
 
     async def _target(self, wanted: Wanted) -> tuple[specs.Spec, Running | None, int]:
         if not isinstance(wanted.target, str):

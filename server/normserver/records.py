@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from normcore.running import BatchAverage, BatchEma, Cumulative, Running, RunningPolicy, TimeEma
-from normstats.specs import BatchNorm, MinMax, RunningSpec, Spec, Standardize
 
+from normcore.running import BatchAverage, BatchEma, Cumulative, Running, RunningPolicy, TimeEma
 from normserver.errors import keeps_no_statistics
+from normstats.specs import BatchNorm, MinMax, RunningSpec, Spec, Standardize
 
 
 @dataclass(frozen=True, slots=True)

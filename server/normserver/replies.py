@@ -6,16 +6,15 @@ from dataclasses import replace
 from itertools import islice
 
 from normcore.drift import Drift
-from normstats import specs
-from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1 import resources_pb2
-from normstats.wire import spec as spec_wire
-
 from normcore.errors import NormcoreError
 from normserver import codec
 from normserver.contributions import Contributed
 from normserver.engine import Mode, Normalized
 from normserver.records import Record, SnapshotRecord, policy_of, rows
+from normstats import specs
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import resources_pb2
+from normstats.wire import spec as spec_wire
 
 MODES = {Mode.EVAL: pb.MODE_EVAL, Mode.BATCH: pb.MODE_BATCH, Mode.TRAIN: pb.MODE_TRAIN}
 
@@ -123,4 +122,4 @@ def drift(moved: Drift, limit: int) -> list[pb.FeatureDrift]:
 
 
 def _bare(spec: specs.Spec) -> specs.Spec:
-    return replace(spec, **{name: None for name in spec.PARAMETERS if hasattr(spec, name)})
+    return spec.with_parameters(**{name: None for name in spec.PARAMETERS if hasattr(spec, name)})

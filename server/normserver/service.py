@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from grpc.aio import ServicerContext
-from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
 
 from normserver import names, pages, replies, validate
 from normserver.contributing import Contributing
+from normserver.engine import Mode
 from normserver.errors import InvalidArgument, Unimplemented
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
 from normserver.published import Published
 from normserver.streams import acknowledgements, chunks
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
 
-Context = ServicerContext[Any, Any]
+Context: TypeAlias = "ServicerContext[Any, Any]"
 
 
 class NormalizationService(NormalizationServiceServicer):
@@ -43,12 +44,13 @@ class NormalizationService(NormalizationServiceServicer):
         wanted = validate.wanted(request)
         batch = validate.input_of(request)
         style = validate.style_of(request)
+        producer = validate.producer_of(request) if wanted.mode is Mode.TRAIN else None
         resolved = await self._normalizing.resolve(wanted, style=style)
         self._metrics.received_bytes.inc(len(request.data))
         result = await self._normalizing.run(resolved.plan, batch)
         reply = replies.normalized(result, resolved.plan.mode, resolved.version)
-        if result.batches:
-            outcome = await self._contributing.train(request, result.batches)
+        if producer is not None:
+            outcome = await self._contributing.train(request.normalizer, *producer, result.batches)
             reply.duplicate, reply.version = outcome.duplicate, outcome.contributed[0].version
         self._metrics.sent_bytes.inc(len(reply.data))
         return reply

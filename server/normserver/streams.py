@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
-from normstats.v1 import normalization_service_pb2 as pb
-
 from normserver import names, replies, validate
 from normserver.contributing import Contributing
 from normserver.contributions import Outcome
 from normserver.errors import InvalidArgument, ServiceError, Unavailable
 from normserver.metrics import Metrics
 from normserver.normalizing import Normalizing
+from normstats.v1 import normalization_service_pb2 as pb
 
 # Contributions of one stream that may wait for their commit; the stream is not read further meanwhile.
 _IN_FLIGHT = 1024

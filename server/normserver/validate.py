@@ -1,4 +1,4 @@
-"""The door: what comes in is checked here, once, before anything is allocated, and goes on as the domain's own values."""
+"""The door: what comes in is checked here, once, before anything is allocated, and goes on as the domain's values."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from google.protobuf.timestamp_pb2 import Timestamp
+from torch import Tensor
+
+from normcore.moments import Moments
 from normcore.running import Running
+from normserver import codec, names
+from normserver.contributions import Contribution
+from normserver.engine import Batch, Mode, Plan
+from normserver.errors import InvalidArgument, from_spec, from_tensor
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import resources_pb2, tensor_pb2
 from normstats.wire import spec as spec_wire
 from normstats.wire import tensor
-from torch import Tensor
-
-from normcore.moments import Moments
-from normserver import codec, names
-from normserver.contributions import Contribution
-from normserver.engine import Batch, Mode, Plan
-from normserver.errors import InvalidArgument, from_spec, from_tensor
 
 # One request contributes to at most so many normalizers: all layers of a large model, and no more.
 MAX_CONTRIBUTIONS = 4096
@@ -161,9 +161,9 @@ def contributions(
     offset = 0
     for index, message in enumerate(messages):
         field = f"{prefix}contributions[{index}]"
-        name, observed_at = message.normalizer, _time(message.observe_time, f"{field}.observe_time")
-        if not message.HasField("observe_time"):
-            observed_at = None
+        name, observed_at = message.normalizer, None
+        if message.HasField("observe_time"):
+            observed_at = _time(message.observe_time, f"{field}.observe_time")
         match message.WhichOneof("payload"):
             case "moments":
                 batches = _moments(message.moments, num_features[name], f"{field}.moments")
@@ -234,6 +234,12 @@ def input_of(request: pb.NormalizeRequest) -> Batch:
     if not request.HasField("input"):
         raise InvalidArgument("input", "is not given; expected a tensor's dtype and shape")
     return batch(request.input, request.data, request.padding if request.HasField("padding") else None)
+
+
+def producer_of(request: pb.NormalizeRequest) -> tuple[bytes, int]:
+    """The producer and the sequence that a TRAIN contributes under."""
+    producer = names.check_producer(request.producer_id, "producer_id")
+    return producer, names.check_sequence(request.sequence, "sequence")
 
 
 def style_of(request: pb.NormalizeRequest) -> Tensor | None:
@@ -317,6 +323,6 @@ def affine(before: specs.Spec, request: pb.UpdateNormalizerRequest) -> specs.Spe
             raise InvalidArgument(name, f"has {len(data)} bytes; expected a multiple of 8 (float64)")
         changed[name] = codec.float64_tensor(data) if data else None
     try:
-        return replace(before, **changed)
+        return before.with_parameters(**changed)
     except specs.InvalidSpec as error:
         raise InvalidArgument(error.argument, str(error).partition(" ")[2]) from error

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-import normstats
 import numpy as np
 import pytest
 from onnx import helper
 
+import normstats
 from tests.server_process import ServerProcess
 
 TOLERANCE = 1e-5

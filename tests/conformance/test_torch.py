@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import normstats
 import numpy as np
 import pytest
 import torch
 
+import normstats
 from tests.server_process import ServerProcess
 
 RTOL = 1e-6  # relative, float32

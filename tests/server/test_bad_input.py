@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import resources_pb2, tensor_pb2
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import spec as spec_wire
-
 from tests.contract import contribution, create, described, f64, moments_message, refused, stats, update
 from tests.server_process import ServerProcess
 

@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import spec as spec_wire
-
 from tests.contract import contribution, create, described, moments_message, numbers, refused, stats, update
 
 RNG = np.random.default_rng(3)

@@ -7,10 +7,10 @@ import secrets
 import grpc
 import numpy as np
 import pytest
+
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
-
 from tests.contract import contribution, create, described, f64, numbers, refused, stats, update
 
 RNG = np.random.default_rng(1)

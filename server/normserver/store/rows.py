@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Row
+
 from normcore.running import Running
+from normserver import codec
+from normserver.records import Record, SnapshotRecord
 from normstats.specs import RunningSpec
 from normstats.v1 import resources_pb2 as pb
 from normstats.wire import spec as spec_wire
-from sqlalchemy import Row
-
-from normserver import codec
-from normserver.records import Record, SnapshotRecord
 
 
 def record_of(row: Row[Any]) -> Record:

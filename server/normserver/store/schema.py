@@ -13,7 +13,7 @@ metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
-# `spec` is a normstats.v1.Spec, `running` a normstats.v1.RunningState, both serialized; times are seconds since the epoch.
+# `spec` is a normstats.v1.Spec, `running` a normstats.v1.RunningState, both serialized; times are seconds since 1970.
 normalizers = Table(
     "normalizers",
     metadata,

@@ -102,5 +102,6 @@ def _make_or_check_schema(connection: Connection, path: Path) -> None:
         connection.execute(insert(schema_version), {"version": SCHEMA_VERSION})
     elif found != SCHEMA_VERSION:
         raise StoreError(
-            f"{path} has schema version {found}; this normstats reads version {SCHEMA_VERSION}: use the release that wrote it"
+            f"{path} has schema version {found}; this normstats reads version {SCHEMA_VERSION}: "
+            "use the release that wrote it"
         )

@@ -26,7 +26,7 @@ class SqlTransaction:
 
     def records(self, names: Collection[str]) -> dict[str, Record]:
         """Those normalizers that exist, locked in the order of their names."""
-        found = {}
+        found: dict[str, Record] = {}
         for some in _slices(sorted(names)):
             query = (
                 select(normalizers).where(normalizers.c.name.in_(some)).order_by(normalizers.c.name).with_for_update()
@@ -61,7 +61,7 @@ class SqlTransaction:
 
     def windows(self, ids: Collection[bytes]) -> dict[bytes, Window]:
         """The windows of those producers that are remembered."""
-        found = {}
+        found: dict[bytes, Window] = {}
         for some in _slices(sorted(ids)):
             query = (
                 select(producers).where(producers.c.producer.in_(some)).order_by(producers.c.producer).with_for_update()

@@ -1,0 +1,72 @@
+"""normcore: the engine of normstats. Tensors in, tensors out; no network, no disk, no clock, no random numbers.
+
+`Moments` of batches form a commutative monoid; a policy of `running` turns batches into elements of one and composes
+them; the functions of `normalize` apply statistics; `padding` and `layout` bring masks and axes into shape.
+"""
+
+from normcore import drift, errors, layout, moments, normalize, padding, running
+from normcore.drift import Drift
+from normcore.errors import (
+    InvalidParameter,
+    NoInverse,
+    NonFinite,
+    NormcoreError,
+    NothingSeen,
+    ShapeMismatch,
+    TooFewValues,
+)
+from normcore.moments import Moments, NanPolicy, merge, merge_all, moments_of, pool, scale, variance, violations
+from normcore.normalize.across import local_response_norm, lp_norm, mean_variance_norm
+from normcore.normalize.channel import batch_norm, batch_renorm, min_max, standardize, unmin_max, unstandardize
+from normcore.normalize.group import adaptive_instance_norm, group_norm, instance_norm, instance_statistics
+from normcore.normalize.row import layer_norm, rms_norm
+from normcore.running import BatchAverage, BatchEma, Cumulative, Estimate, Running, RunningPolicy, TimeEma
+
+__all__ = [
+    "BatchAverage",
+    "BatchEma",
+    "Cumulative",
+    "Drift",
+    "Estimate",
+    "InvalidParameter",
+    "Moments",
+    "NanPolicy",
+    "NoInverse",
+    "NonFinite",
+    "NormcoreError",
+    "NothingSeen",
+    "Running",
+    "RunningPolicy",
+    "ShapeMismatch",
+    "TimeEma",
+    "TooFewValues",
+    "adaptive_instance_norm",
+    "batch_norm",
+    "batch_renorm",
+    "drift",
+    "errors",
+    "group_norm",
+    "instance_norm",
+    "instance_statistics",
+    "layer_norm",
+    "layout",
+    "local_response_norm",
+    "lp_norm",
+    "mean_variance_norm",
+    "merge",
+    "merge_all",
+    "min_max",
+    "moments",
+    "moments_of",
+    "normalize",
+    "padding",
+    "pool",
+    "rms_norm",
+    "running",
+    "scale",
+    "standardize",
+    "unmin_max",
+    "unstandardize",
+    "variance",
+    "violations",
+]

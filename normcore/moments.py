@@ -1,0 +1,220 @@
+"""Moments: what a statistic over rows remembers, and all that is done with it. They form a commutative monoid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from normcore import algebra, layout
+from normcore.algebra import Parts
+from normcore.errors import InvalidParameter, NonFinite, ShapeMismatch
+from normcore.kernels import reference
+from normcore.twofold import Twofold
+
+NanPolicy = Literal["reject", "omit", "propagate"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Moments:
+    """The moments of C features, float64; mean and m2 are double-doubles, the sum of a high and a low word.
+
+    Where the count is 0 the rest is the identity: mean 0, m2 0, min +inf, max -inf, whatever was given.
+
+    Args:
+        count: the sum of weights, or rows; shape () for all features alike, or (C,).
+        mean, mean_low: shape (C,).
+        m2, m2_low: sum of squared deviations from the mean, shape (C,).
+        min, max: smallest and largest value, shape (C,).
+
+    Raises:
+        ShapeMismatch: the shapes are others.
+        InvalidParameter: some tensor is not float64.
+    """
+
+    count: Tensor
+    mean: Tensor
+    mean_low: Tensor
+    m2: Tensor
+    m2_low: Tensor
+    min: Tensor
+    max: Tensor
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            _check_field(name, getattr(self, name), self.mean)
+        for name, value in zip(_FIELDS, _flat(algebra.normalised(parts_of(self))), strict=True):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def empty(cls, num_features: int, device: torch.device | None = None) -> Moments:
+        """The identity: moments of nothing."""
+        zeros = torch.zeros(num_features, dtype=torch.float64, device=device)
+        return moments_from(algebra.identity(zeros.new_zeros(()), zeros))
+
+    @property
+    def num_features(self) -> int:
+        """C."""
+        return self.mean.shape[0]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no feature has seen anything."""
+        return not bool((self.count > 0).any())
+
+
+_FIELDS = ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
+
+
+def parts_of(moments: Moments) -> Parts:
+    """The bare tensors."""
+    return Parts(
+        moments.count,
+        Twofold(moments.mean, moments.mean_low),
+        Twofold(moments.m2, moments.m2_low),
+        moments.min,
+        moments.max,
+    )
+
+
+def moments_from(parts: Parts) -> Moments:
+    """Moments of bare tensors of shape (C,), the count's () or (1,) where it is one for all."""
+    count = parts.n.reshape(()) if parts.n.shape == (1,) else parts.n
+    return Moments(count, *_flat(parts)[1:])
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of both together (Chan, Golub, LeVeque 1979). Commutative; an empty side gives exactly the other.
+
+    Counts being integers, any order of merging gives the same float64 mean and m2 (the low words may differ). Values
+    beyond 1e154, whose squares exceed float64, give an infinite m2: see `violations`.
+    """
+    return merge_all((a, b))
+
+
+def merge_all(moments: Sequence[Moments], factors: Sequence[Tensor] | None = None) -> Moments:
+    """All merged at once, as a balanced tree, each with its weights first multiplied by its factor, () or (C,).
+
+    Raises:
+        ShapeMismatch: they are of different numbers of features.
+        InvalidParameter: there are none.
+    """
+    return moments_from(algebra.reduce(_stack(moments, factors)))
+
+
+def pool(a: Moments, b: Moments) -> Moments:
+    """`merge` without the term between means: means are averaged by weight, m2 added."""
+    return pool_all((a, b))
+
+
+def pool_all(moments: Sequence[Moments], factors: Sequence[Tensor] | None = None) -> Moments:
+    """`merge_all` without the term between means."""
+    return moments_from(algebra.reduce(_stack(moments, factors), between=False))
+
+
+def scale(moments: Moments, factor: float | Tensor) -> Moments:
+    """Every weight times a finite factor >= 0: count and m2 scale, mean, min and max stay; 0 gives the identity."""
+    return moments_from(algebra.scale(parts_of(moments), torch.as_tensor(factor).to(moments.mean)))
+
+
+def variance(moments: Moments, ddof: int = 0) -> Tensor:
+    """m2 / (count - ddof), shape (C,), never negative; NaN where count <= ddof."""
+    degrees = moments.count - ddof
+    return torch.where(degrees > 0, moments.m2 / degrees, torch.nan)
+
+
+def violations(moments: Moments) -> str | None:
+    """What no moments of real values could be, as a sentence that begins with the field's name; None if all is well.
+
+    count finite and >= 0; and where it is above 0: all finite, m2 >= 0, min <= mean <= max up to 8 ulp, and low words
+    that are what is left after rounding to the high ones.
+    """
+    seen = moments.count > 0
+    slack = 8 * torch.finfo(torch.float64).eps * torch.maximum(moments.min.abs(), moments.max.abs())
+    rules = (
+        ("count", "finite and at least 0", torch.isfinite(moments.count) & (moments.count >= 0)),
+        *((name, "finite", torch.isfinite(getattr(moments, name)) | ~seen) for name in _FIELDS[1:]),
+        ("m2", "at least 0", (moments.m2 >= 0) | ~seen),
+        ("max", "at least min", (moments.max >= moments.min) | ~seen),
+        ("mean", "at least min", (moments.mean >= moments.min - slack) | ~seen),
+        ("mean", "at most max", (moments.mean <= moments.max + slack) | ~seen),
+        ("mean_low", "less than half an ulp of mean", moments.mean + moments.mean_low == moments.mean),
+        ("m2_low", "less than half an ulp of m2", moments.m2 + moments.m2_low == moments.m2),
+    )
+    for name, expected, holds in rules:
+        if not bool(holds.all()):
+            index = int((~holds).reshape(-1).nonzero()[0])
+            value = getattr(moments, name).expand(holds.shape).reshape(-1)[index].item()
+            return f"{name}[{index}] is {value!r}; expected {expected}"
+    return None
+
+
+def moments_of(
+    x: Tensor,
+    channel_axis: int,
+    *,
+    num_features: int | None = None,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
+    nan_policy: NanPolicy = "reject",
+) -> Moments:
+    """The moments of a batch: of each channel over all other axes. Integers and half precision count exactly.
+
+    Args:
+        x: any real dtype; 1-D (N,) is N rows where num_features is 1.
+        channel_axis: which axis is C.
+        num_features: what C is expected to be.
+        mask: bool, of x's rank, broadcastable to x; False is in no statistic.
+        weights: one per sample (slice of axis 0), finite and >= 0; 0 leaves the sample out, of min and max too.
+        nan_policy: "reject" NaN and infinities, "omit" them, or let them "propagate".
+
+    Raises:
+        ShapeMismatch: x, mask or weights do not fit one another.
+        NonFinite: nan_policy is "reject" and there are some.
+        InvalidParameter: a weight is negative or not finite; the squares of x exceed float64.
+    """
+    view = layout.by_channel(x, channel_axis, num_features, mask, weights)
+    parts = reference.channel_moments(view.x, view.mask, view.weights, omit=nan_policy == "omit")
+    if nan_policy != "propagate" and bool(((parts.n > 0) & ~torch.isfinite(parts.m2.hi)).any()):
+        _reject(view.x, view.mask, x.shape, omit=nan_policy == "omit")
+    return moments_from(parts)
+
+
+def _reject(x: Tensor, mask: Tensor | None, shape: torch.Size, *, omit: bool) -> None:
+    """Raise for the values that made moments infinite; x and mask in the channel layout, whose order is x's own."""
+    bad = ~torch.isfinite(x) if mask is None else ~torch.isfinite(x) & mask
+    if omit or not bool(bad.any()):
+        raise InvalidParameter("x", "has values whose squares exceed float64; expected magnitudes below 1e150")
+    first = bad.reshape(shape).nonzero()[0]
+    raise NonFinite("x", int(bad.sum()), tuple(first.tolist()))
+
+
+def _stack(moments: Sequence[Moments], factors: Sequence[Tensor] | None) -> Parts:
+    if not moments:
+        raise InvalidParameter("moments", "are none; expected at least one")
+    for index, other in enumerate(moments):
+        if other.num_features != moments[0].num_features:
+            raise ShapeMismatch(
+                "moments", f"[{index}] has {other.num_features} features; expected {moments[0].num_features}"
+            )
+    scaled = [
+        parts_of(one) if factors is None else algebra.scale(parts_of(one), factors[index])
+        for index, one in enumerate(moments)
+    ]
+    width = max((part.n for part in scaled), key=Tensor.dim).shape or torch.Size((1,))
+    return algebra.each(lambda *rows: torch.stack(rows), *(p._replace(n=p.n.expand(width)) for p in scaled))
+
+
+def _flat(parts: Parts) -> tuple[Tensor, ...]:
+    return (parts.n, *parts.mean, *parts.m2, parts.min, parts.max)
+
+
+def _check_field(name: str, value: Tensor, mean: Tensor) -> None:
+    if value.dtype != torch.float64:
+        raise InvalidParameter(name, f"is {value.dtype}; expected torch.float64")
+    allowed = {mean.shape, torch.Size()} if name == "count" else {mean.shape}
+    if mean.dim() != 1 or value.shape not in allowed:
+        raise ShapeMismatch(name, f"has shape {list(value.shape)}; expected (C,), C as in mean {list(mean.shape)}")

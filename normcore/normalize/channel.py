@@ -1,0 +1,252 @@
+"""Each channel by one mean and scale: its running statistics, or the batch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from normcore import layout
+from normcore.errors import InvalidParameter, NoInverse, ShapeMismatch
+from normcore.kernels import reference
+from normcore.moments import Moments, NanPolicy, moments_of, variance
+from normcore.twofold import Twofold, from_double
+
+
+def standardize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    clip: float | None = None,
+    channel_axis: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, clipped to plus and minus `clip`; mean, var, weight, bias are (C,).
+
+    Raises:
+        ShapeMismatch: x has another number of channels, or a parameter of values.
+        InvalidParameter: eps or clip is out of range.
+    """
+    if clip is not None and not clip > 0:
+        raise InvalidParameter("clip", f"is {clip!r}; expected a number above 0, or None")
+    low = None if clip is None else -clip
+    std, weight, bias = _deviation(var, eps), _or_ones(weight, mean, "weight"), _or_zeros(bias, mean, "bias")
+    return _apply(x, from_double(mean), std, weight, bias, channel_axis, mask, low, clip)
+
+
+def unstandardize(
+    y: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    channel_axis: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The inverse of `standardize`, but for what clipping lost: (y - bias) / weight * sqrt(var + eps) + mean.
+
+    Raises:
+        NoInverse: a weight is 0.
+        ShapeMismatch: y has another number of channels, or a parameter of values.
+        InvalidParameter: eps is out of range.
+    """
+    std, weight, bias = _deviation(var, eps), _or_ones(weight, mean, "weight"), _or_zeros(bias, mean, "bias")
+    if bool((weight == 0).any()):
+        raise NoInverse("weight", int((weight == 0).nonzero()[0]))
+    return _apply(y, from_double(bias), weight, torch.where(std == 0, 1.0, std), mean, channel_axis, mask)
+
+
+def min_max(
+    x: Tensor,
+    min: Tensor,
+    max: Tensor,
+    *,
+    feature_range: tuple[float, float] = (0.0, 1.0),
+    clip: bool = False,
+    channel_axis: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """(x - min) / (max - min) mapped onto feature_range, and kept within it if `clip`; min and max are (C,).
+
+    The range of a constant feature is taken as 1, as in scikit-learn's MinMaxScaler.
+
+    Raises:
+        ShapeMismatch: x has another number of channels.
+        InvalidParameter: feature_range is not finite and increasing.
+    """
+    low, high = _feature_range(feature_range)
+    factor, shift = torch.full_like(min, high - low), torch.full_like(min, low)
+    bounds = (low, high) if clip else (None, None)
+    return _apply(x, from_double(min), max - min, factor, shift, channel_axis, mask, *bounds)
+
+
+def unmin_max(
+    y: Tensor,
+    min: Tensor,
+    max: Tensor,
+    *,
+    feature_range: tuple[float, float] = (0.0, 1.0),
+    channel_axis: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The inverse of `min_max`, but for what clipping lost.
+
+    Raises:
+        ShapeMismatch: y has another number of channels.
+        InvalidParameter: feature_range is not finite and increasing.
+    """
+    low, high = _feature_range(feature_range)
+    divisor, offset = torch.full_like(min, high - low), torch.full_like(min, low)
+    span = torch.where(max == min, 1.0, max - min)
+    return _apply(y, from_double(offset), divisor, span, min, channel_axis, mask)
+
+
+def batch_norm(
+    x: Tensor,
+    *,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    channel_axis: int = 1,
+    num_features: int | None = None,
+    mask: Tensor | None = None,
+    virtual_batch_size: int | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> tuple[Tensor, list[Moments]]:
+    """Each channel by the batch's own mean and population variance, as torch.nn.BatchNorm in training; and the moments.
+
+    With virtual_batch_size, consecutive chunks of that many samples (slices of axis 0) are batches of their own: ghost
+    batches (Hoffer, Hubara, Soudry 2017). Their moments come in order, one of each.
+
+    Raises:
+        ShapeMismatch: x has another number of channels; a parameter or the mask does not fit.
+        NonFinite: x has values that nan_policy rejects.
+        InvalidParameter: eps or virtual_batch_size is out of range.
+    """
+    ghosts = _ghosts(x, mask, virtual_batch_size, layout.check_features(x, num_features, channel_axis))
+    results = [_by_own(part, real, eps, weight, bias, channel_axis, num_features, nan_policy) for part, real in ghosts]
+    ys, moments = zip(*results, strict=True)
+    return ys[0] if len(ys) == 1 else torch.cat(ys), list(moments)
+
+
+def batch_renorm(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    r_max: float,
+    d_max: float,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    channel_axis: int = 1,
+    mask: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+) -> tuple[Tensor, Moments]:
+    """Batch renormalization (Ioffe 2017) toward running statistics `mean` and `var` (C,); and the batch's moments.
+
+    y = ((x - m) / s * r + d) * weight + bias, with m, s the batch's mean and deviation, r = s / sqrt(var + eps) kept
+    within [1 / r_max, r_max], d = (m - mean) / sqrt(var + eps) within [-d_max, d_max].
+
+    Raises:
+        ShapeMismatch: x has another number of channels; a parameter or the mask does not fit.
+        NonFinite: x has values that nan_policy rejects.
+        InvalidParameter: eps, r_max or d_max is out of range.
+    """
+    if not (r_max >= 1 and d_max >= 0):
+        raise InvalidParameter("r_max", f"is {r_max!r} and d_max {d_max!r}; expected at least 1 and at least 0")
+    moments = _own_moments(x, channel_axis, mean.numel(), mask, nan_policy)
+    own, running = _deviation(variance(moments), eps), _deviation(var, eps).to(x.device)
+    r = (own / running).clamp(1 / r_max, r_max)
+    d = ((moments.mean - mean.to(moments.mean)) / running).clamp(-d_max, d_max)
+    weight, bias = _or_ones(weight, moments.mean, "weight"), _or_zeros(bias, moments.mean, "bias")
+    offset = Twofold(moments.mean, moments.mean_low)
+    return _apply(x, offset, own, r * weight, d * weight + bias, channel_axis, mask), moments
+
+
+def _by_own(
+    x: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_axis: int,
+    num_features: int | None,
+    nan_policy: NanPolicy,
+) -> tuple[Tensor, Moments]:
+    moments = _own_moments(x, channel_axis, num_features, mask, nan_policy)
+    std = _deviation(variance(moments), eps)
+    weight, bias = _or_ones(weight, moments.mean, "weight"), _or_zeros(bias, moments.mean, "bias")
+    return _apply(x, Twofold(moments.mean, moments.mean_low), std, weight, bias, channel_axis, mask), moments
+
+
+def _own_moments(
+    x: Tensor, channel_axis: int, num_features: int | None, mask: Tensor | None, nan_policy: NanPolicy
+) -> Moments:
+    return moments_of(x, channel_axis, num_features=num_features, mask=mask, nan_policy=nan_policy)
+
+
+def _ghosts(x: Tensor, mask: Tensor | None, size: int | None, axis: int) -> Sequence[tuple[Tensor, Tensor | None]]:
+    """Chunks of consecutive samples, each with its part of the mask; x itself if size is None."""
+    layout.check_mask(mask, x)
+    if size is None:
+        return [(x, mask)]
+    if size < 1:
+        raise InvalidParameter("virtual_batch_size", f"is {size}; expected at least 1")
+    if axis == 0 and x.dim() > 1:
+        raise ShapeMismatch("virtual_batch_size", "is in samples of axis 0, which is the channel axis")
+    chunks = torch.split(x, size)
+    if mask is None:
+        return [(chunk, None) for chunk in chunks]
+    return list(zip(chunks, torch.split(mask.expand(x.shape[0], *mask.shape[1:]), size), strict=True))
+
+
+def _apply(
+    x: Tensor,
+    offset: Twofold,
+    divisor: Tensor,
+    factor: Tensor,
+    shift: Tensor,
+    channel_axis: int,
+    mask: Tensor | None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor:
+    """(x - offset) / divisor * factor + shift in x's own layout."""
+    channels = offset.hi.numel()
+    view = layout.by_channel(x, channel_axis, channels, mask)
+    hi, lo, divisor, factor, shift = (
+        t.detach().to(x.device, torch.float64).reshape(channels) for t in (*offset, divisor, factor, shift)
+    )
+    y = reference.channel_apply(view.x, Twofold(hi, lo), divisor, factor, shift, mask=view.mask, low=low, high=high)
+    return y.reshape(x.shape)
+
+
+def _deviation(var: Tensor, eps: float) -> Tensor:
+    layout.check_eps(eps)
+    return (var.detach().double() + eps).sqrt()
+
+
+def _or_ones(weight: Tensor | None, like: Tensor, name: str) -> Tensor:
+    value = layout.parameter(weight, like.shape, like, name)
+    return torch.ones_like(like, dtype=torch.float64) if value is None else value
+
+
+def _or_zeros(bias: Tensor | None, like: Tensor, name: str) -> Tensor:
+    value = layout.parameter(bias, like.shape, like, name)
+    return torch.zeros_like(like, dtype=torch.float64) if value is None else value
+
+
+def _feature_range(feature_range: tuple[float, float]) -> tuple[float, float]:
+    low, high = feature_range
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise InvalidParameter("feature_range", f"is {feature_range!r}; expected (min, max), finite, min < max")
+    return float(low), float(high)
