@@ -290,7 +290,7 @@ def _unbiased(moments: Moments, weight: float) -> Moments:
     """
     count = moments.count
     _check_count("moments", (count > 0) & (count <= 1), count, "at least 2 for the unbiased variance: a larger batch")
-    weights = torch.where(count > 0, weight, 0.0)
+    weights = weight * (count > 0).to(count)
     degrees = torch.where(count > 0, count - 1, 1.0)
     factor = twofold.div(twofold.from_double(weights), twofold.from_double(degrees))
     m2 = twofold.mul(twofold.Twofold(moments.m2, moments.m2_low), factor)

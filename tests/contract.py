@@ -37,13 +37,16 @@ def f64(*values: float) -> bytes:
 
 def moments_message(x: np.ndarray) -> resources_pb2.Moments:
     """The moments of rows of features, by the definition."""
-    rows = x.astype(np.float64)
+    rows = x.astype(np.longdouble)
+    mean = rows.mean(axis=0)
+    high = mean.astype(np.float64)
     return resources_pb2.Moments(
         count=f64(len(rows)),
-        mean=rows.mean(axis=0).tobytes(),
-        m2=((rows - rows.mean(axis=0)) ** 2).sum(axis=0).tobytes(),
-        min=rows.min(axis=0).tobytes(),
-        max=rows.max(axis=0).tobytes(),
+        mean=high.tobytes(),
+        mean_low=(mean - high).astype(np.float64).tobytes(),
+        m2=((rows - mean) ** 2).sum(axis=0).astype(np.float64).tobytes(),
+        min=x.min(axis=0).astype(np.float64).tobytes(),
+        max=x.max(axis=0).astype(np.float64).tobytes(),
     )
 
 

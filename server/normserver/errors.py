@@ -15,6 +15,8 @@ Each has a `reason`, a constant a program can rely on, and a sentence: what was 
 
 from __future__ import annotations
 
+import re
+
 from normcore.errors import NormcoreError, NothingSeen
 from normstats.specs import InvalidSpec
 from normstats.wire.tensor import InvalidTensor
@@ -39,8 +41,10 @@ class InvalidArgument(ServiceError):
     reason = "INVALID_FIELD"
 
     def __init__(self, field: str, sentence: str, *, reason: str = "") -> None:
-        joint = "" if sentence.startswith((".", "[")) else " "
-        super().__init__(f"{field}{joint}{sentence}", field=field, reason=reason)
+        if sentence.startswith((".", "[")):  # the sentence goes further into the field
+            further, _, sentence = sentence.partition(" ")
+            field += further
+        super().__init__(f"{field} {sentence}", field=field, reason=reason)
 
 
 class NotFound(ServiceError):
@@ -104,14 +108,15 @@ def keeps_no_statistics(name: str) -> FailedPrecondition:
 
 
 # The engine's arguments under the names that the contract gives them.
-_FIELDS = {"x": "input", "mask": "padding.mask", "lengths": "padding.lengths", "weights": "sample_weights"}
+_FIELDS = {"x": "input", "mask": "padding.mask", "lengths": "padding.lengths.values", "weights": "sample_weights"}
 
 
 def from_engine(error: NormcoreError, prefix: str = "") -> ServiceError:
     """What the caller is told of an error that the engine found in the caller's values."""
     if isinstance(error, NothingSeen):
         return FailedPrecondition(str(error), reason="NOTHING_SEEN")
-    return InvalidArgument(prefix + _FIELDS.get(error.argument, error.argument), error.sentence)
+    sentence = re.sub(r"\bx\b", f"{prefix}input", error.sentence)
+    return InvalidArgument(prefix + _FIELDS.get(error.argument, error.argument), sentence)
 
 
 def from_spec(error: InvalidSpec, prefix: str) -> InvalidArgument:

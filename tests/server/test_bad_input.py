@@ -74,7 +74,7 @@ NORMALIZE: dict[str, tuple[Callable[[str], pb.NormalizeRequest], str]] = {
     "no dtype": (lambda n: of_tensor(n, tensor([4, 3], 0), X.tobytes()), "input.dtype"),
     "an unknown dtype": (lambda n: of_tensor(n, tensor([4, 3], 99), X.tobytes()), "input.dtype"),
     "nine dimensions": (lambda n: of_tensor(n, tensor([1] * 8 + [3]), X.tobytes()), "input.shape"),
-    "a dimension of -1": (lambda n: of_tensor(n, tensor([-1, 3]), X.tobytes()), "input.shape"),
+    "a dimension of -1": (lambda n: of_tensor(n, tensor([-1, 3]), X.tobytes()), "input.shape[0]"),
     "a dimension of 2^31": (lambda n: of_tensor(n, tensor([2**31, 3]), X.tobytes()), "data"),
     "a dimension of 2^32": (lambda n: of_tensor(n, tensor([2**32, 3]), X.tobytes()), "data"),
     "a dimension of 2^62": (lambda n: of_tensor(n, tensor([2**62, 3]), X.tobytes()), "data"),
@@ -86,7 +86,7 @@ NORMALIZE: dict[str, tuple[Callable[[str], pb.NormalizeRequest], str]] = {
     "too few bytes": (lambda n: of_tensor(n, tensor([4, 3]), X.tobytes()[:-1]), "data"),
     "too many bytes": (lambda n: of_tensor(n, tensor([4, 3]), X.tobytes() + b"\0"), "data"),
     "too few features": (lambda n: of_tensor(n, tensor([4, 2]), bytes(32)), "input.shape[1]"),
-    "a scalar": (lambda n: of_tensor(n, tensor([]), bytes(4)), "input"),
+    "a scalar": (lambda n: of_tensor(n, tensor([]), bytes(4)), "channel_axis"),
     "a name with other characters": (lambda n: normalize("a\nb"), "normalizer"),
     "an empty segment": (lambda n: normalize("a//b"), "normalizer"),
     "a path upward": (lambda n: normalize("../etc/passwd"), "normalizer"),
@@ -108,7 +108,7 @@ NORMALIZE: dict[str, tuple[Callable[[str], pb.NormalizeRequest], str]] = {
     "empty padding": (lambda n: normalize(n, padding=tensor_pb2.Padding()), "padding.kind"),
     "a mask of too few bytes": (lambda n: normalize(n, padding=mask([4, 3], b"\1")), "padding.mask.bits"),
     "a mask of other bytes": (lambda n: normalize(n, padding=mask([4], b"\1\1\1\2")), "padding.mask.bits"),
-    "a mask of another shape": (lambda n: normalize(n, padding=mask([5], b"\1" * 5)), "padding.mask"),
+    "a mask of another shape": (lambda n: normalize(n, padding=mask([5], b"\1" * 5)), "padding.mask.shape"),
     "a mask of 2^62 elements": (lambda n: normalize(n, padding=mask([2**62], b"\1")), "padding.mask.bits"),
     "a style_tensor of an unknown dtype": (
         lambda n: pb.NormalizeRequest(
@@ -291,11 +291,11 @@ UPDATES: dict[str, tuple[Callable[[str], pb.UpdateRunningStatsRequest], str]] = 
     "infinity": (lambda n: raw(n, with_value(np.inf)), "contributions[0].raw.input"),
     "negative sample weights": (
         lambda n: raw(n, X, sample_weights=f64(1, 1, -1, 1)),
-        "contributions[0].raw.sample_weights",
+        "contributions[0].raw.sample_weights[2]",
     ),
     "sample weights that are nan": (
         lambda n: raw(n, X, sample_weights=f64(1, 1, float("nan"), 1)),
-        "contributions[0].raw.sample_weights",
+        "contributions[0].raw.sample_weights[2]",
     ),
     "too few sample weights": (
         lambda n: raw(n, X, sample_weights=f64(1, 1)),
@@ -320,13 +320,17 @@ def test_update_refuses(stub: NormalizationServiceStub, seen: str, case: str) ->
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(
-    "values", [(5,), (4, 4, 4, 4), (-1, 1, 1, 1), (2**62, 1, 1, 1)], ids=["too few", "too long", "negative", "2^62"]
+    ("values", "field"),
+    [((5,), ".shape"), ((1, 1, 4, 1), "[2]"), ((-1, 1, 1, 1), "[0]"), ((2**62, 1, 1, 1), "[0]")],
+    ids=["too few", "too long", "negative", "2^62"],
 )
-def test_wrong_lengths_are_refused(stub: NormalizationServiceStub, seen: str, values: tuple[int, ...]) -> None:
+def test_wrong_lengths_are_refused(
+    stub: NormalizationServiceStub, seen: str, values: tuple[int, ...], field: str
+) -> None:
     x = np.zeros((4, 2, 3), np.float32)
     request = pb.NormalizeRequest(normalizer=seen, input=described(x), data=x.tobytes(), padding=lengths(*values))
     told = refused(stub.Normalize, request)
-    assert (told.code, told.field) == (INVALID, "padding.lengths"), told
+    assert (told.code, told.field) == (INVALID, f"padding.lengths.values{field}"), told
 
 
 @pytest.mark.usefixtures("unchanged")

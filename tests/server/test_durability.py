@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_kill_9_under_load_loses_nothing_acknowledged_and_doubles_nothing_retrie
     np.testing.assert_allclose(numbers(found.mean), rows.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(numbers(found.var), rows.var(axis=0), rtol=1e-12)
     own_server.stop()
-    with sqlite3.connect(own_server.folder / "normstats.db") as database:
+    with closing(sqlite3.connect(own_server.folder / "normstats.db")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -139,7 +140,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_store(own_server: Se
 def test_a_store_of_another_schema_is_refused(own_server: ServerProcess) -> None:
     own_server.start()
     own_server.terminate()
-    with sqlite3.connect(own_server.folder / "normstats.db") as database:
+    with closing(sqlite3.connect(own_server.folder / "normstats.db")) as database, database:
         database.execute("UPDATE schema_version SET version = 99")
     with pytest.raises(RuntimeError, match="has schema version 99; this normstats reads version 1"):
         own_server.start()

@@ -22,6 +22,8 @@ from normserver.store.transaction import SqlTransaction
 # The lock is exclusive and the connection single: SQLite before 3.51.3 may lose a WAL reset between two connections.
 _PRAGMAS = ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=0")
 
+_FAILURES = (DBAPIError, sqlite3.Error, OSError)
+
 
 class SqliteStore:
     """A store in one file. See store.base.Store."""
@@ -51,9 +53,9 @@ class SqliteStore:
             engine = self._engine or self._connect()
             with engine.begin() as connection:
                 yield SqlTransaction(connection)
-        except (DBAPIError, sqlite3.Error, OSError) as error:
+        except _FAILURES as error:
             self._disconnect()
-            raise StoreUnavailable(str(error)) from error
+            raise StoreUnavailable(_told(self._path, error)) from error
 
     def close(self) -> None:
         """Close the file and give back the lock."""
@@ -71,9 +73,9 @@ class SqliteStore:
         try:
             with engine.begin() as connection:
                 _make_or_check_schema(connection, self._path)
-        except (DBAPIError, sqlite3.Error, OSError) as error:
+        except _FAILURES as error:
             engine.dispose()
-            raise StoreUnavailable(str(error)) from error
+            raise StoreUnavailable(_told(self._path, error)) from error
         except BaseException:
             engine.dispose()
             raise
@@ -84,6 +86,10 @@ class SqliteStore:
         if self._engine is not None:
             engine, self._engine = self._engine, None
             engine.dispose()
+
+
+def _told(path: Path, error: Exception) -> str:
+    return f"{path}: {error.orig if isinstance(error, DBAPIError) else error}"
 
 
 def _configure(connection: Any, _record: Any) -> None:
