@@ -90,7 +90,11 @@ def _running(spec: Any) -> None:
     )
 
 
-def _averaging(spec: Any, momentum: float | None) -> None:
+def _averaging(spec: Any) -> None:
+    for name in ("momentum", "half_life"):
+        if (value := getattr(spec, name)) is not None:
+            object.__setattr__(spec, name, float(value))
+    momentum = spec.momentum
     _check(
         momentum is None or 0 < momentum <= 1,
         "momentum",
@@ -173,7 +177,7 @@ class BatchNorm(_Spec):
     def __post_init__(self) -> None:
         _running(self)
         _eps(self)
-        _averaging(self, self.momentum)
+        _averaging(self)
         if self.half_life is not None:
             object.__setattr__(self, "momentum", None)
         for name in sorted(self.PARAMETERS):
@@ -417,7 +421,7 @@ class Standardize(_Spec):
     def __post_init__(self) -> None:
         _running(self)
         _eps(self)
-        _averaging(self, self.momentum)
+        _averaging(self)
         _check(
             self.momentum is None or self.half_life is None,
             "half_life",

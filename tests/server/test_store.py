@@ -1,0 +1,150 @@
+"""What every store promises, held against each there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sqlalchemy.engine import make_url
+
+from normcore import Running
+from normserver.producers import Window
+from normserver.records import Record, SnapshotRecord, policy_of
+from normserver.store.base import Store, StoreError, StoreUnavailable
+from normserver.store.sqlite import SqliteStore
+from normstats import specs
+
+
+@pytest.fixture(params=["sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    opened = SqliteStore(make_url(f"sqlite:///{tmp_path / 'store.db'}"))
+    opened.open()
+    yield opened
+    opened.close()
+
+
+def record(name: str, spec: specs.Spec | None = None) -> Record:
+    spec = spec or specs.Standardize(2)
+    running = None
+    if isinstance(spec, specs.RunningSpec):
+        running = policy_of(spec).seed(
+            torch.tensor([1.0, 1e8 + 1 / 3]), torch.tensor([0.1, 2.0]), count=3, num_batches=2
+        )
+    return Record(name, spec, 5, running, False, 1.25, 1700000000.123457)
+
+
+def same(one: Running | None, other: Running | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    fields = ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
+    return all(torch.equal(getattr(one.moments, f), getattr(other.moments, f)) for f in fields) and (
+        torch.equal(one.count, other.count) and (one.num_batches, one.time) == (other.num_batches, other.time)
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [specs.Standardize(2, half_life=3), specs.BatchNorm(2, weight=[1, 2]), specs.LayerNorm(4, bias=[1, 2, 3, 4])],
+)
+def test_what_is_written_is_read_to_the_bit(store: Store, spec: specs.Spec) -> None:
+    written = record("a", spec)
+    with store.transaction() as transaction:
+        transaction.insert(written)
+    with store.transaction() as transaction:
+        (read,) = transaction.records(("a", "b")).values()
+    assert replace(read, running=None) == replace(written, running=None)
+    assert same(read.running, written.running)
+
+
+def test_a_block_that_fails_is_undone(store: Store) -> None:
+    def fail() -> None:
+        with store.transaction() as transaction:
+            transaction.insert(record("a"))
+            transaction.put_windows({bytes(16): Window(1, 1)}, 1.0)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    with store.transaction() as transaction:
+        assert transaction.records(("a",)) == {}
+        assert transaction.windows((bytes(16),)) == {}
+
+
+def test_names_come_in_pages_and_by_prefix(store: Store) -> None:
+    names = ["a", "a/b", "a/c", "ab", "b", "zz"]
+    with store.transaction() as transaction:
+        for name in reversed(names):
+            transaction.insert(record(name))
+    with store.transaction() as transaction:
+        assert [one.name for one in transaction.page("", "", 10)] == names
+        assert [one.name for one in transaction.page("", "a/b", 2)] == ["a/c", "ab"]
+        assert [one.name for one in transaction.page("a/", "", 10)] == ["a/b", "a/c"]
+        assert [one.name for one in transaction.page("zz", "", 10)] == ["zz"]
+        assert transaction.page("a%", "", 10) == []
+
+
+def test_windows_are_remembered_until_they_are_idle(store: Store) -> None:
+    many = {number.to_bytes(16, "big"): Window(number, 1) for number in range(1, 2500)}
+    with store.transaction() as transaction:
+        transaction.put_windows(many, 10.0)
+    changed = {(7).to_bytes(16, "big"): Window(9, 0b101)}
+    with store.transaction() as transaction:
+        transaction.put_windows(changed, 20.0)
+        assert transaction.windows(many) == many | changed
+        assert transaction.forget_producers(20.0) == len(many) - 1
+        assert transaction.windows(many) == changed
+
+
+def test_snapshots_go_with_their_normalizer(store: Store) -> None:
+    one = record("a")
+    assert one.running is not None
+    with store.transaction() as transaction:
+        transaction.insert(one)
+        for tag in ("y", "x"):
+            transaction.insert_snapshot(SnapshotRecord("a", tag, 5, one.running, 2.5))
+    with store.transaction() as transaction:
+        assert [kept.tag for kept in transaction.snapshots("a", "", 10)] == ["x", "y"]
+        assert [kept.tag for kept in transaction.snapshots("a", "x", 10)] == ["y"]
+        found = transaction.snapshot("a", "x")
+        assert found is not None
+        assert same(found.running, one.running)
+        transaction.delete_snapshot("a", "x")
+        assert transaction.snapshot("a", "x") is None
+        transaction.delete("a")
+        transaction.insert(one)
+        assert transaction.snapshots("a", "", 10) == []
+
+
+def test_it_opens_again_after_a_failure(tmp_path: Path) -> None:
+    """A statement that the database refuses costs the connection, not the store."""
+    store = SqliteStore(make_url(f"sqlite:///{tmp_path / 'store.db'}"))
+    store.open()
+    with store.transaction() as transaction:
+        transaction.insert(record("a"))
+    with pytest.raises(StoreUnavailable), store.transaction() as transaction:
+        transaction.insert(record("a"))  # the name is taken: the database refuses
+    with store.transaction() as transaction:
+        assert list(transaction.records(("a",))) == ["a"]
+    store.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_store_without_a_file_is_refused(url: str) -> None:
+    with pytest.raises(StoreError, match="names no file"):
+        SqliteStore(make_url(url))
+
+
+def test_a_store_in_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no folder"):
+        SqliteStore(make_url(f"sqlite:///{tmp_path}/nowhere/store.db")).open()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"no database at all" * 1000)
+    store = SqliteStore(make_url(f"sqlite:///{tmp_path / 'store.db'}"))
+    with pytest.raises(StoreUnavailable, match="file is not a database"):
+        store.open()
+    store.close()
