@@ -117,7 +117,8 @@ def pool_all(moments: Sequence[Moments], factors: Sequence[Tensor] | None = None
 
 def scale(moments: Moments, factor: float | Tensor) -> Moments:
     """Every weight times a finite factor >= 0: count and m2 scale, mean, min and max stay; 0 gives the identity."""
-    return moments_from(algebra.scale(parts_of(moments), torch.as_tensor(factor, dtype=torch.float64, device=moments.mean.device)))
+    factors = torch.as_tensor(factor, dtype=torch.float64, device=moments.mean.device)
+    return moments_from(algebra.scale(parts_of(moments), factors))
 
 
 def variance(moments: Moments, ddof: int = 0) -> Tensor:

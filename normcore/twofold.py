@@ -98,4 +98,4 @@ def _split(a: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finite(low: Tensor) -> Tensor:
     """A low word, 0 where it could not be had."""
-    return torch.where(torch.isfinite(low), low, 0.0)
+    return torch.nan_to_num(low, nan=0.0, posinf=0.0, neginf=0.0)

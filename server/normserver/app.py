@@ -8,7 +8,6 @@ import importlib.metadata
 import logging
 import signal
 import time
-import warnings
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -196,8 +195,6 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 def serve(settings: Settings) -> None:
     """Run a server in this process until it is told to stop."""
-    # Tensors are made over the bytes that were received, which may not be written to; nothing here does.
-    warnings.filterwarnings("ignore", message="The given buffer is not writable")
     asyncio.run(_serve(settings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,9 @@ from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
 from normstats.wire import floats, tensor
 from normstats.wire.dtypes import BY_NAME
+
+# Tensors share the bytes that were received or read. Those may not be written to, and nothing here does.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 NO_TIME = 0.0
 # Squared, and times 2^53 rows, such values still stay below float64's largest.

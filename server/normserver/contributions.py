@@ -71,12 +71,12 @@ class _Pending:
 
     record: Record
     policy: RunningPolicy
-    deltas: list[Running] = field(default_factory=list)
+    elements: list[Running] = field(default_factory=list)
     count: float = 0.0
 
     @property
     def version(self) -> int:
-        return self.record.version + bool(self.deltas)
+        return self.record.version + bool(self.elements)
 
 
 def decide(
@@ -96,7 +96,7 @@ def decide(
             outcomes.append(_admit(submission, records, after, gathered, now))
         except ServiceError as error:
             outcomes.append(error)
-    changed = [_committed(pending, now) for pending in gathered.values() if pending.deltas]
+    changed = [_committed(pending, now) for pending in gathered.values() if pending.elements]
     changed_windows = {producer: window for producer, window in after.items() if windows.get(producer) != window}
     return Decision(changed, changed_windows, outcomes)
 
@@ -120,12 +120,12 @@ def _admit(
     if verdict is Verdict.SEEN:
         seen = [Contributed(t.record.name, t.version, stopped=False) for t in targets]
         return Outcome(duplicate=True, contributed=seen)
-    deltas = [
-        _delta(contribution, target, now)
+    elements = [
+        _elements(contribution, target, now)
         for contribution, target in zip(submission.contributions, targets, strict=True)
     ]
     windows[submission.producer] = window.add(submission.sequence)
-    return Outcome(False, [_gather(target, delta) for target, delta in zip(targets, deltas, strict=True)])
+    return Outcome(False, [_gather(target, some) for target, some in zip(targets, elements, strict=True)])
 
 
 def _target(contribution: Contribution, records: Mapping[str, Record], gathered: dict[str, _Pending]) -> _Pending:
@@ -138,8 +138,11 @@ def _target(contribution: Contribution, records: Mapping[str, Record], gathered:
     return gathered[contribution.name]
 
 
-def _delta(contribution: Contribution, target: _Pending, now: float) -> Running | None:
-    """The contribution as an element of the normalizer's monoid; None where it has stopped by itself."""
+def _elements(contribution: Contribution, target: _Pending, now: float) -> Sequence[Running] | None:
+    """The contribution's batches as elements of the normalizer's monoid; None where it has stopped by itself.
+
+    They are composed later, with all others of this commit at once: one tree of merges instead of many small ones.
+    """
     spec, running = target.record.statistics()
     if target.record.frozen:
         raise FailedPrecondition(
@@ -155,23 +158,20 @@ def _delta(contribution: Contribution, target: _Pending, now: float) -> Running 
         return None
     time = now if contribution.observed_at is None else contribution.observed_at
     try:
-        return target.policy.compose_all(
-            [Running.empty(width), *(target.policy.of(moments, time) for moments in contribution.batches)]
-        )
+        return [target.policy.of(moments, time) for moments in contribution.batches if not moments.is_empty]
     except NormcoreError as error:
         raise from_engine(error, f"{contribution.field}.") from error
 
 
-def _gather(target: _Pending, delta: Running | None) -> Contributed:
-    if delta is None:
+def _gather(target: _Pending, elements: Sequence[Running] | None) -> Contributed:
+    if elements is None:
         return Contributed(target.record.name, target.version, stopped=True)
-    if delta.num_batches:  # an empty batch changes nothing, not even the version
-        target.deltas.append(delta)
-        target.count += rows(delta)
+    target.elements.extend(elements)
+    target.count += sum(rows(element) for element in elements)
     return Contributed(target.record.name, target.version, stopped=False)
 
 
 def _committed(pending: _Pending, now: float) -> Record:
     _, running = pending.record.statistics()
-    merged = pending.policy.compose_all([running, *pending.deltas])
+    merged = pending.policy.compose_all([running, *pending.elements])
     return replace(pending.record, running=merged, version=pending.version, updated_at=now)
