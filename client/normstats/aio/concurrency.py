@@ -1,0 +1,47 @@
+"""What differs between asyncio and threads, under names that normstats.sync.concurrency has too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc
+
+from normstats import channel
+from normstats.errors import DeadlineExceeded
+
+Condition = asyncio.Condition
+Semaphore = asyncio.Semaphore
+sleep = asyncio.sleep
+
+
+def open_channel(target: str, options: Sequence[channel.Option]) -> grpc.aio.Channel:
+    """A channel to a target; connects at its first call."""
+    return grpc.aio.insecure_channel(target, options=channel.options(options))
+
+
+class Task:
+    """Work in the background."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]], name: str) -> None:
+        async def run() -> None:
+            await work()
+
+        self._task = asyncio.create_task(run(), name=name)
+
+    async def join(self) -> None:
+        """Wait until it ends."""
+        await asyncio.wait([self._task])
+
+
+async def wait_until(condition: asyncio.Condition, holds: Callable[[], bool], timeout: float) -> None:
+    """Wait, with the condition held, until something holds.
+
+    Raises:
+        DeadlineExceeded: it does not within the timeout.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            await condition.wait_for(holds)
+    except TimeoutError:
+        raise DeadlineExceeded(f"not done within {timeout:g} s; it goes on in the background") from None

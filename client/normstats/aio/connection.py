@@ -1,0 +1,72 @@
+"""One channel, its stub, and how a call is made: with a deadline, and with errors of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from normstats import specs
+from normstats.aio import concurrency
+from normstats.channel import Option
+from normstats.errors import from_grpc
+from normstats.producer import Producer
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
+from normstats.wire import spec as spec_wire
+
+
+class AsyncConnection:
+    """What a client and its normalizers share."""
+
+    def __init__(self, target: str, timeout: float, options: Sequence[Option]) -> None:
+        self._channel = concurrency.open_channel(target, options)
+        self.stub: Any = NormalizationServiceStub(self._channel)
+        self.timeout = timeout
+        self.producer = Producer()
+        self._specs: dict[str, specs.Spec] = {}
+
+    async def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
+        """A unary call.
+
+        Raises:
+            NormstatsError: it failed.
+        """
+        try:
+            return await method(request, timeout=self.timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise from_grpc(error) from error
+
+    async def spec_of(self, name: str) -> specs.Spec:
+        """The spec of a normalizer, asked for once."""
+        if name not in self._specs:
+            reply = await self.call(self.stub.GetNormalizer, pb.GetNormalizerRequest(name=name))
+            self.remember(name, spec_wire.from_proto(reply.normalizer.spec))
+        return self._specs[name]
+
+    def remember(self, name: str, spec: specs.Spec) -> None:
+        """This is the spec of that name."""
+        self._specs[name] = spec
+
+    def forget(self, name: str) -> None:
+        """That name may stand for something else from now on."""
+        self._specs.pop(name, None)
+
+    async def contribute(
+        self, contributions: Sequence[pb.Contribution], timeout: float | None
+    ) -> pb.UpdateRunningStatsResponse:
+        """Send contributions under the next sequence; durable and counted once when this returns.
+
+        Raises:
+            NormstatsError: it failed.
+        """
+        request = pb.UpdateRunningStatsRequest(
+            producer_id=self.producer.id, sequence=self.producer.next_sequence(), contributions=contributions
+        )
+        reply: pb.UpdateRunningStatsResponse = await self.call(self.stub.UpdateRunningStats, request, timeout)
+        return reply
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()

@@ -1,0 +1,130 @@
+"""What callers hand in, as a description and bytes, and back in kind: numpy in, numpy out; torch in, torch out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from normstats.errors import InvalidArgument
+from normstats.v1 import tensor_pb2
+from normstats.wire import tensor
+from normstats.wire.dtypes import BY_NUMBER
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A dense array: its dtype's name, its shape, its elements in a C-ordered little-endian numpy array.
+
+    bfloat16 from torch is held as its bits (uint16). `like` is the torch tensor it came from, if it did.
+    """
+
+    name: str
+    values: npt.NDArray[Any]
+    like: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.values.shape
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one slice of axis 0; 0 for a scalar or an empty array."""
+        return self.values.nbytes // self.values.shape[0] if self.values.ndim and self.values.shape[0] else 0
+
+    def describe(self) -> tensor_pb2.Tensor:
+        """The description on the wire.
+
+        Raises:
+            InvalidArgument: the dtype is none that travels, or there are too many dimensions.
+        """
+        try:
+            return tensor.describe(self.name, self.shape)
+        except tensor.InvalidTensor as error:
+            raise InvalidArgument(f"{error.field} {error}", field=error.field) from None
+
+    def data(self) -> bytes:
+        """The bytes on the wire."""
+        return self.values.tobytes()
+
+    def rows(self, start: int, stop: int) -> Payload:
+        """Some slices of axis 0."""
+        return Payload(self.name, self.values[start:stop], self.like)
+
+
+def is_torch(value: object) -> bool:
+    """Whether a value is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def payload_of(value: Any) -> Payload:
+    """A numpy array, torch tensor or sequence as a payload; copied only where its memory is not dense already."""
+    if is_torch(value):
+        import torch
+
+        dense = value.detach().cpu().contiguous()
+        if dense.dtype is torch.bfloat16:
+            return Payload("bfloat16", dense.view(torch.int16).numpy().view(np.uint16), value)
+        array = dense.numpy()
+        return Payload(array.dtype.name, array, value)
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise InvalidArgument("input is no array of numbers", field="input")
+    dense = np.ascontiguousarray(array).reshape(array.shape)
+    return Payload(array.dtype.name, dense.astype(dense.dtype.newbyteorder("<"), copy=False))
+
+
+def numbers_of(value: Any) -> npt.NDArray[Any]:
+    """A numpy array of a caller's values whose arithmetic numpy can do: bfloat16 becomes float32, exactly."""
+    if is_torch(value):
+        import torch
+
+        value = value.detach().cpu()
+        return np.asarray((value.float() if value.dtype is torch.bfloat16 else value).numpy())
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+class Output:
+    """The result of a normalization, filled from one reply or several, in the kind that the input came in."""
+
+    def __init__(self, like: Payload) -> None:
+        self._like = like
+        self._buffer: bytearray | None = None
+        self._offset = 0
+        self._name = ""
+
+    def add(self, description: tensor_pb2.Tensor, data: bytes) -> None:
+        """The next rows, or all of them."""
+        self._name = BY_NUMBER[description.dtype].name
+        if self._buffer is None:
+            size = BY_NUMBER[description.dtype].size_bytes
+            self._buffer = bytearray(int(np.prod(self._like.shape, dtype=object)) * size)
+        self._buffer[self._offset : self._offset + len(data)] = data
+        self._offset += len(data)
+
+    def value(self) -> Any:
+        """The whole."""
+        buffer = self._buffer if self._buffer is not None else bytearray()
+        if self._like.like is not None:
+            return self._torch(buffer)
+        dtype = tensor.numpy_dtype(next(e for e in BY_NUMBER.values() if e.name == self._name))
+        return np.frombuffer(buffer, dtype).reshape(self._like.shape)
+
+    def _torch(self, buffer: bytearray) -> torch.Tensor:
+        import torch
+
+        like = self._like.like
+        assert like is not None
+        dtype = getattr(torch, self._name)
+        if not buffer:
+            return torch.empty(self._like.shape, dtype=dtype, device=like.device)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(self._like.shape).to(like.device)

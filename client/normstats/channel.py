@@ -1,0 +1,30 @@
+"""How channels behave: retries on UNAVAILABLE, wait-for-ready, keepalive, reconnection; all on by default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+DEFAULT_TARGET = "localhost:50051"
+DEFAULT_TIMEOUT = 30.0
+
+Option = tuple[str, str | int]
+
+
+def options(more: Sequence[Option] = ()) -> list[Option]:
+    """The channel's options; the caller's own come last and win."""
+    return [
+        ("grpc.service_config", files("normstats.v1").joinpath("service_config.json").read_text()),
+        ("grpc.enable_retries", 1),
+        # A request larger than this buffer is not retried; the default is 256 KiB.
+        ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
+        ("grpc.max_receive_message_length", -1),  # the server's own limits hold
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        *more,
+    ]

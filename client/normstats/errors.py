@@ -1,0 +1,141 @@
+"""What a call can raise, by the code that the server answered with.
+
+NormstatsError             .message the server's sentence, .field the path of what is wrong, .reason a constant
+├── InvalidArgument        a field is wrong (also a ValueError)
+├── NotFound               no such normalizer or snapshot
+├── AlreadyExists          the name or tag is taken by something else
+├── FailedPrecondition     right in itself, not in this state: frozen, nothing seen, keeps no statistics
+├── OutOfRange             a sequence older than its producer's window
+├── ResourceExhausted      a limit of the server is reached; later is better
+├── Unavailable            no server, its store is down, or it is stopping; a retry is safe (also a ConnectionError)
+├── DeadlineExceeded       the timeout is over (also a TimeoutError)
+├── Cancelled              the call was cancelled
+├── Unauthenticated        who are you
+├── PermissionDenied       not yours
+├── Unimplemented          the server does not offer it
+└── Internal               a bug of the server's; its log has the details under the id in the message
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS = "grpc-status-details-bin"
+
+
+class NormstatsError(Exception):
+    """A call failed. `code` is gRPC's name of it; `field` and `reason` are empty where the server gave none."""
+
+    code = "UNKNOWN"
+
+    def __init__(self, message: str, *, field: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.reason = reason
+
+
+class InvalidArgument(NormstatsError, ValueError):
+    """A field of the request is wrong; `field` is its path."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NotFound(NormstatsError):
+    """There is no normalizer or snapshot of that name."""
+
+    code = "NOT_FOUND"
+
+
+class AlreadyExists(NormstatsError):
+    """The name or tag is taken."""
+
+    code = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(NormstatsError):
+    """Right in itself, not in this state."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class OutOfRange(NormstatsError):
+    """The sequence is older than what the server remembers."""
+
+    code = "OUT_OF_RANGE"
+
+
+class ResourceExhausted(NormstatsError):
+    """A limit of the server is reached."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(NormstatsError, ConnectionError):
+    """No server, its store is down, or it is stopping; a retry is safe."""
+
+    code = "UNAVAILABLE"
+
+
+class DeadlineExceeded(NormstatsError, TimeoutError):
+    """The timeout is over."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(NormstatsError):
+    """The call was cancelled."""
+
+    code = "CANCELLED"
+
+
+class Unauthenticated(NormstatsError):
+    """The server does not know who calls."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(NormstatsError):
+    """The caller may not do this."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Unimplemented(NormstatsError):
+    """The server does not offer it."""
+
+    code = "UNIMPLEMENTED"
+
+
+class Internal(NormstatsError):
+    """A bug of the server's."""
+
+    code = "INTERNAL"
+
+
+_BY_CODE = {kind.code: kind for kind in NormstatsError.__subclasses__()}
+
+
+def from_grpc(error: grpc.RpcError) -> NormstatsError:
+    """The error that a failed call, of either kind of channel, amounts to."""
+    kind = _BY_CODE.get(error.code().name, NormstatsError)
+    field, reason = _details(error)
+    return kind(error.details() or error.code().name, field=field, reason=reason)
+
+
+def _details(error: grpc.RpcError) -> tuple[str, str]:
+    field = reason = ""
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
+        if key != _DETAILS:
+            continue
+        for packed in status_pb2.Status.FromString(value).details:
+            if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                reason = error_details_pb2.ErrorInfo.FromString(packed.value).reason
+            elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                violations = error_details_pb2.BadRequest.FromString(packed.value).field_violations
+                field = violations[0].field if violations else ""
+    return field, reason

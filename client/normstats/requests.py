@@ -1,0 +1,172 @@
+"""What calls send: requests in the contract's own messages, made of the caller's values. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normstats import specs
+from normstats.arrays import Payload, is_torch, payload_of
+from normstats.chunking import Mode
+from normstats.errors import FailedPrecondition, InvalidArgument
+from normstats.moments import Moments, batches_of
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import tensor_pb2
+from normstats.wire import spec as spec_wire
+
+MODES: dict[str | None, pb.Mode.ValueType] = {
+    None: pb.MODE_UNSPECIFIED,
+    "eval": pb.MODE_EVAL,
+    "batch": pb.MODE_BATCH,
+    "train": pb.MODE_TRAIN,
+}
+
+
+class NormalizeOptions(NamedTuple):
+    """What a caller says of a normalization beside the array and its target; see Client.normalize."""
+
+    mode: Mode | None
+    inverse: bool
+    lengths: Any
+    mask: Any
+    style: Any
+    snapshot: str | None
+
+
+def mode_of(mode: Mode | None) -> pb.Mode.ValueType:
+    """The contract's mode.
+
+    Raises:
+        InvalidArgument: there is no such mode.
+    """
+    if mode not in MODES:
+        raise InvalidArgument(f"mode is {mode!r}; expected 'eval', 'batch' or 'train'", field="mode")
+    return MODES[mode]
+
+
+def target_of(target: specs.Spec | str) -> dict[str, Any]:
+    """The target's field: a normalizer's name or a spec."""
+    return {"normalizer": target} if isinstance(target, str) else {"spec": spec_wire.to_proto(target)}
+
+
+def padding_of(lengths: Any, mask: Any) -> tensor_pb2.Padding | None:
+    """The padding, where some is given.
+
+    Raises:
+        InvalidArgument: both are given, or they are of another type.
+    """
+    if lengths is not None and mask is not None:
+        raise InvalidArgument("lengths and mask are both given; expected one of them", field="lengths")
+    if lengths is not None:
+        values = _numpy(lengths)
+        if values.dtype.kind not in "iu" or values.ndim != 1:
+            raise InvalidArgument(
+                f"lengths are {values.dtype} of shape {values.shape}; expected integers", field="lengths"
+            )
+        return tensor_pb2.Padding(lengths=tensor_pb2.Padding.Lengths(values=values.tolist()))
+    if mask is None:
+        return None
+    bits = _numpy(mask)
+    if bits.dtype != np.bool_:
+        raise InvalidArgument(f"mask is {bits.dtype}; expected bool", field="mask")
+    return tensor_pb2.Padding(mask=tensor_pb2.Padding.Mask(shape=bits.shape, bits=bits.tobytes()))
+
+
+def rows_of(padding: Any, start: int, stop: int, rows: int) -> Any:
+    """The part of lengths or a mask that belongs to some rows."""
+    if padding is None:
+        return None
+    values = _numpy(padding)
+    return values[start:stop] if values.ndim and values.shape[0] == rows else values
+
+
+def normalize(payload: Payload, target: specs.Spec | str, options: NormalizeOptions) -> pb.NormalizeRequest:
+    """A unary normalization."""
+    request = pb.NormalizeRequest(
+        **target_of(target),
+        mode=mode_of(options.mode),
+        inverse=options.inverse,
+        snapshot=options.snapshot or "",
+        padding=padding_of(options.lengths, options.mask),
+        input=payload.describe(),
+        data=payload.data(),
+    )
+    if isinstance(options.style, str):
+        request.style_normalizer = options.style
+    elif options.style is not None:
+        style = payload_of(options.style)
+        request.style_tensor.CopyFrom(style.describe())
+        request.style_data = style.data()
+    return request
+
+
+def opening(
+    target: specs.Spec | str, spec: specs.Spec, mode: Mode, options: NormalizeOptions, moments: Moments | None
+) -> pb.NormalizeStreamRequest:
+    """The opening frame of a normalization in chunks; TRAIN has contributed its moments before, and goes by them."""
+    return pb.NormalizeStreamRequest(
+        open=pb.NormalizeStreamRequest.Open(
+            **target_of(target if isinstance(target, str) else spec),
+            mode=pb.MODE_EVAL if mode == "eval" else pb.MODE_BATCH,
+            inverse=options.inverse,
+            snapshot=options.snapshot or "",
+            style_normalizer=options.style or "",
+            moments=None if moments is None else moments.to_proto(),
+        )
+    )
+
+
+def chunk(payload: Payload, options: NormalizeOptions, start: int, stop: int) -> pb.NormalizeStreamRequest:
+    """Some rows of an array, with their part of the padding."""
+    rows, part = payload.shape[0], payload.rows(start, stop)
+    padding = padding_of(rows_of(options.lengths, start, stop, rows), rows_of(options.mask, start, stop, rows))
+    message = pb.NormalizeStreamRequest.Chunk(input=part.describe(), padding=padding)
+    return pb.NormalizeStreamRequest(chunk=message, data=part.data())
+
+
+def contribution(
+    name: str,
+    spec: specs.Spec,
+    batch: Any,
+    *,
+    weights: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
+    time: float | datetime | None = None,
+) -> pb.Contribution:
+    """The moments of a batch for one normalizer.
+
+    Raises:
+        InvalidArgument: the batch does not fit the normalizer.
+        FailedPrecondition: the normalizer keeps no statistics.
+    """
+    if not isinstance(spec, specs.RunningSpec):
+        raise FailedPrecondition(
+            f"normalizer {name!r} keeps no running statistics: its normalization uses each sample's own",
+            reason="KEEPS_NO_STATISTICS",
+        )
+    return of_moments(name, batches_of(batch, spec, lengths=lengths, mask=mask, weights=weights), time)
+
+
+def of_moments(name: str, batches: Sequence[Moments], time: float | datetime | None = None) -> pb.Contribution:
+    """Moments for one normalizer."""
+    message = pb.Contribution(
+        normalizer=name,
+        moments=pb.Contribution.MomentsOfBatches(batches=[moments.to_proto() for moments in batches]),
+    )
+    if time is not None:
+        seconds = time.timestamp() if isinstance(time, datetime) else float(time)
+        message.observe_time.FromMicroseconds(round(seconds * 1e6))
+    return message
+
+
+def of_each(value: Any, name: str) -> Any:
+    """An argument that is one for all normalizers, or a mapping with one for each."""
+    return value.get(name) if isinstance(value, Mapping) else value
+
+
+def _numpy(values: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(values.detach().cpu().numpy() if is_torch(values) else values)

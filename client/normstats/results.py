@@ -1,0 +1,180 @@
+"""What calls return: frozen values, read off the contract's messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from normstats.specs import Spec
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import resources_pb2
+from normstats.wire import floats
+from normstats.wire import spec as spec_wire
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What became of a contribution: the version that holds it; whether it had been counted before; whether the
+    normalizer had stopped by itself and left it out."""
+
+    version: int
+    duplicate: bool
+    frozen: bool
+
+    @classmethod
+    def of(cls, message: pb.Contributed, *, duplicate: bool) -> UpdateResult:
+        """Read off a reply."""
+        return cls(message.version, duplicate, message.frozen)
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizerInfo:
+    """A normalizer as the server describes it."""
+
+    name: str
+    spec: Spec
+    version: int
+    count: float
+    num_batches: int
+    frozen: bool
+    create_time: datetime
+    update_time: datetime
+
+    @classmethod
+    def of(cls, message: resources_pb2.Normalizer) -> NormalizerInfo:
+        """Read off a reply."""
+        return cls(
+            message.name,
+            spec_wire.from_proto(message.spec),
+            message.version,
+            message.count,
+            message.num_batches,
+            message.frozen,
+            _time(message.create_time),
+            _time(message.update_time),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot as the server describes it."""
+
+    normalizer: str
+    tag: str
+    version: int
+    count: float
+    num_batches: int
+    create_time: datetime
+
+    @classmethod
+    def of(cls, message: resources_pb2.Snapshot) -> SnapshotInfo:
+        """Read off a reply."""
+        return cls(
+            message.normalizer,
+            message.tag,
+            message.version,
+            message.count,
+            message.num_batches,
+            _time(message.create_time),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunningState:
+    """All that a normalizer remembers, as `Client.create(state=...)` takes it; `message` is the contract's own."""
+
+    message: resources_pb2.RunningState
+
+    @property
+    def num_batches(self) -> int:
+        """Batches ever merged."""
+        return self.message.num_batches
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stats:
+    """Running statistics at one version, float64 (C,). mean, var, min and max are None while nothing was seen.
+
+    `count` is one number where it is the same for all features, else an array; `ddof` is 1 where var is unbiased.
+    """
+
+    normalizer: str
+    version: int
+    count: float | Array
+    num_batches: int
+    mean: Array | None
+    var: Array | None
+    min: Array | None
+    max: Array | None
+    ddof: int
+    frozen: bool
+    update_time: datetime
+    state: RunningState | None
+
+    @property
+    def std(self) -> Array | None:
+        """The square root of var."""
+        return None if self.var is None else np.sqrt(self.var)
+
+    @classmethod
+    def of(cls, message: resources_pb2.RunningStats) -> Stats:
+        """Read off a reply."""
+        counts = floats.from_bytes(message.count)
+        return cls(
+            normalizer=message.normalizer,
+            version=message.version,
+            count=_number(counts[0]) if (counts == counts[0]).all() else counts,
+            num_batches=message.num_batches,
+            mean=_array(message.mean),
+            var=_array(message.var),
+            min=_array(message.min),
+            max=_array(message.max),
+            ddof=message.ddof,
+            frozen=message.frozen,
+            update_time=_time(message.update_time),
+            state=RunningState(message.state) if message.HasField("state") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """How far each feature has moved, the most drifted first: feature indices and three measures, each (C,)."""
+
+    feature: npt.NDArray[np.int64]
+    mean_shift: Array
+    var_ratio: Array
+    symmetric_kl: Array
+    base_version: int
+    version: int
+
+    @classmethod
+    def of(cls, message: pb.CompareSnapshotsResponse) -> Drift:
+        """Read off a reply."""
+        features = message.features
+        return cls(
+            np.array([one.feature for one in features], np.int64),
+            np.array([one.mean_shift for one in features]),
+            np.array([one.var_ratio for one in features]),
+            np.array([one.symmetric_kl for one in features]),
+            message.base_version,
+            message.version,
+        )
+
+
+def _array(data: bytes) -> Array | None:
+    return floats.from_bytes(data) if data else None
+
+
+def _number(value: np.float64) -> float:
+    """An int where it is one: rows are counted, sums of weights are not."""
+    return int(value) if value == int(value) else float(value)
+
+
+def _time(message: Timestamp) -> datetime:
+    return message.ToDatetime(tzinfo=UTC)

@@ -1,0 +1,187 @@
+# Generated from normstats/aio/client.py by tools/generate_sync.py: do not edit.
+"""The client: normalizers by name, normalization by name or by spec, contributions to many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from normstats import requests, specs
+from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
+from normstats.chunking import Mode
+from normstats.requests import NormalizeOptions
+from normstats.results import NormalizerInfo, RunningState, UpdateResult
+from normstats.sync.connection import Connection
+from normstats.sync.normalizer import Normalizer
+from normstats.sync.normalizing import normalize
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire import spec as spec_wire
+
+
+def connect(
+    target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT, options: Sequence[Option] = ()
+) -> Client:
+    """A client of the server at `target`; connects at its first call, and again whenever the connection breaks.
+
+    Args:
+        target: HOST:PORT, unix:PATH, or any other gRPC target.
+        timeout: seconds that a call may take, its retries included, unless it says otherwise.
+        options: gRPC channel options, beside those that are set anyway.
+    """
+    return Client(target, timeout=timeout, options=options)
+
+
+class Client:
+    """A client. Use it as a context manager, or close it."""
+
+    def __init__(
+        self, target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT, options: Sequence[Option] = ()
+    ) -> None:
+        self._connection = Connection(target, timeout, options)
+
+    def create(
+        self,
+        name: str,
+        spec: specs.Spec,
+        *,
+        exist_ok: bool = False,
+        state: RunningState | None = None,
+        timeout: float | None = None,
+    ) -> Normalizer:
+        """Make a normalizer.
+
+        Args:
+            name: 1 to 200 letters, digits, '.', '_', '-', in segments joined by '/'.
+            spec: what it computes.
+            exist_ok: take the one that is there, if its spec is the same but for affine parameters.
+            state: statistics to start from: `stats(include_state=True).state` of another normalizer.
+            timeout: seconds.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        request = pb.CreateNormalizerRequest(
+            name=name,
+            spec=spec_wire.to_proto(spec),
+            exist_ok=exist_ok,
+            state=None if state is None else state.message,
+        )
+        reply = self._connection.call(self._connection.stub.CreateNormalizer, request, timeout)
+        return Normalizer(self._connection, NormalizerInfo.of(reply.normalizer))
+
+    def get(self, name: str, *, timeout: float | None = None) -> Normalizer:
+        """The normalizer of that name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        request = pb.GetNormalizerRequest(name=name)
+        reply = self._connection.call(self._connection.stub.GetNormalizer, request, timeout)
+        return Normalizer(self._connection, NormalizerInfo.of(reply.normalizer))
+
+    def list(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[NormalizerInfo]:
+        """All normalizers whose names begin with `prefix`, in order; their specs come without affine parameters."""
+        token = ""
+        while True:
+            request = pb.ListNormalizersRequest(prefix=prefix, page_token=token)
+            page = self._connection.call(self._connection.stub.ListNormalizers, request, timeout)
+            for message in page.normalizers:
+                yield NormalizerInfo.of(message)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def delete(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a normalizer and its snapshots.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        request = pb.DeleteNormalizerRequest(name=name)
+        self._connection.call(self._connection.stub.DeleteNormalizer, request, timeout)
+        self._connection.forget(name)
+
+    def normalize(
+        self,
+        x: Any,
+        target: specs.Spec | str,
+        *,
+        mode: Mode | None = None,
+        inverse: bool = False,
+        lengths: Any = None,
+        mask: Any = None,
+        style: Any = None,
+        snapshot: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Normalize an array by a spec or by a normalizer's name; larger ones travel in chunks of rows.
+
+        Args:
+            x: numpy array, torch tensor or sequence; at most 8 dimensions.
+            target: a spec, or a normalizer's name.
+            mode: "eval" by running statistics, "batch" by this batch's own, "train" by its own, which are contributed;
+                "eval" by default where there are running statistics, else "batch".
+            inverse: undo a normalization by running statistics.
+            lengths: one per sample: how many positions along the first axis after the batch are real.
+            mask: bool; True is real. Padding is in no statistic and comes back as it was.
+            style: of an AdaptiveInstanceNorm: an array (N or 1, C, ...) or a normalizer's name.
+            snapshot: use the statistics under this tag.
+            timeout: seconds.
+
+        Returns:
+            The same kind, shape and dtype as x; integers become float32.
+
+        Raises:
+            InvalidArgument: x or an argument does not fit; `field` says which.
+            FailedPrecondition: "eval" where nothing was seen yet.
+            NotFound: there is no such normalizer or snapshot.
+        """
+        options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot)
+        return normalize(self._connection, x, target, options, timeout)
+
+    def update(
+        self,
+        batches: Mapping[str, Any],
+        *,
+        weights: Any = None,
+        lengths: Any = None,
+        mask: Any = None,
+        time: Any = None,
+        timeout: float | None = None,
+    ) -> dict[str, UpdateResult]:
+        """Contribute a batch to each of several normalizers, all or nothing; durable and counted once when it returns.
+
+        weights, lengths, mask and time are one for all, or a mapping with one for each name.
+
+        Raises:
+            InvalidArgument: a batch does not fit its normalizer.
+            NotFound: there is no normalizer of some name.
+            FailedPrecondition: one is frozen, or keeps no statistics.
+        """
+        contributions = [
+            requests.contribution(
+                name,
+                self._connection.spec_of(name),
+                batch,
+                weights=requests.of_each(weights, name),
+                lengths=requests.of_each(lengths, name),
+                mask=requests.of_each(mask, name),
+                time=requests.of_each(time, name),
+            )
+            for name, batch in batches.items()
+        ]
+        reply = self._connection.contribute(contributions, timeout)
+        return {item.normalizer: UpdateResult.of(item, duplicate=reply.duplicate) for item in reply.contributed}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,43 @@
+"""What differs between threads and asyncio, under names that normstats.aio.concurrency has too."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from normstats import channel
+from normstats.errors import DeadlineExceeded
+
+Condition = threading.Condition
+Semaphore = threading.Semaphore
+sleep = time.sleep
+
+
+def open_channel(target: str, options: Sequence[channel.Option]) -> grpc.Channel:
+    """A channel to a target; connects at its first call."""
+    return grpc.insecure_channel(target, options=channel.options(options))
+
+
+class Task:
+    """Work in the background."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._thread = threading.Thread(target=work, name=name, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until it ends."""
+        self._thread.join()
+
+
+def wait_until(condition: threading.Condition, holds: Callable[[], bool], timeout: float) -> None:
+    """Wait, with the condition held, until something holds.
+
+    Raises:
+        DeadlineExceeded: it does not within the timeout.
+    """
+    if not condition.wait_for(holds, timeout):
+        raise DeadlineExceeded(f"not done within {timeout:g} s; it goes on in the background")

@@ -1,0 +1,224 @@
+# Generated from normstats/aio/normalizer.py by tools/generate_sync.py: do not edit.
+"""One normalizer: contribute to it, normalize by it, read and watch it, keep and restore snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from normstats import requests, specs
+from normstats.backoff import Backoff
+from normstats.chunking import Mode
+from normstats.errors import from_grpc
+from normstats.requests import NormalizeOptions
+from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
+from normstats.sync import concurrency
+from normstats.sync.normalizing import normalize
+from normstats.sync.stream import UpdateStream
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire import floats
+
+if TYPE_CHECKING:
+    from normstats.sync.connection import Connection
+
+
+class Normalizer:
+    """A normalizer on the server. `info` is as of when it was last asked for (`refresh`)."""
+
+    def __init__(self, connection: Connection, info: NormalizerInfo) -> None:
+        self._connection = connection
+        self._stub = connection.stub
+        self.info = info
+        connection.remember(info.name, info.spec)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {type(self.spec).__name__} version {self.info.version}>"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.info.name
+
+    @property
+    def spec(self) -> specs.Spec:
+        """What it computes."""
+        return self.info.spec
+
+    def update(
+        self,
+        batch: Any,
+        *,
+        weights: Any = None,
+        lengths: Any = None,
+        mask: Any = None,
+        time: float | datetime | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Contribute a batch: its moments are taken here, and are durable and counted once when this returns.
+
+        Args:
+            batch: numpy array, torch tensor or sequence; (N,) serves for one feature.
+            weights: one per sample, finite, none negative.
+            lengths: one per sample: how many positions along the first axis after the batch are real.
+            mask: bool; True is real.
+            time: when it was observed, in seconds since the epoch or as a datetime; now by default.
+            timeout: seconds.
+
+        Raises:
+            InvalidArgument: the batch does not fit, or has values that are not finite.
+            FailedPrecondition: the normalizer is frozen, or keeps no statistics.
+        """
+        one = requests.contribution(self.name, self.spec, batch, weights=weights, lengths=lengths, mask=mask, time=time)
+        reply = self._connection.contribute([one], timeout)
+        return UpdateResult.of(reply.contributed[0], duplicate=reply.duplicate)
+
+    def normalize(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        inverse: bool = False,
+        lengths: Any = None,
+        mask: Any = None,
+        style: Any = None,
+        snapshot: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Normalize an array; see Client.normalize."""
+        options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot)
+        return normalize(self._connection, x, self.name, options, timeout)
+
+    def stream(self, *, window: int = 256) -> UpdateStream:
+        """A pipelined way to contribute, as a context manager; at most `window` updates wait for the server."""
+        return UpdateStream(self._connection, self.name, self.spec, window)
+
+    def stats(self, *, snapshot: str | None = None, include_state: bool = False, timeout: float | None = None) -> Stats:
+        """The running statistics as of the last commit, or those under a snapshot's tag."""
+        request = pb.GetRunningStatsRequest(normalizer=self.name, snapshot=snapshot or "", include_state=include_state)
+        reply = self._connection.call(self._stub.GetRunningStats, request, timeout)
+        return Stats.of(reply.stats)
+
+    def watch(self, *, timeout: float | None = None) -> Iterator[Stats]:
+        """The running statistics now, and again whenever they change; versions in between may be skipped.
+
+        Reconnects by itself. Ends when it is closed, or after `timeout` seconds in all, if given.
+
+        Raises:
+            NotFound: there is no such normalizer any more.
+        """
+        end = None if timeout is None else monotonic() + timeout
+        seen, backoff = 0, Backoff()
+        while end is None or monotonic() < end:
+            remaining = None if end is None else end - monotonic()
+            call = self._stub.WatchRunningStats(
+                pb.WatchRunningStatsRequest(normalizer=self.name), timeout=remaining, wait_for_ready=True
+            )
+            try:
+                for reply in call:
+                    backoff.reset()
+                    if reply.stats.version != seen:
+                        seen = reply.stats.version
+                        yield Stats.of(reply.stats)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and end is not None:
+                    return
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise from_grpc(error) from error
+            finally:
+                call.cancel()
+            concurrency.sleep(backoff.next_seconds())
+
+    def snapshot(self, tag: str, *, timeout: float | None = None) -> SnapshotInfo:
+        """Keep the present statistics under a tag.
+
+        Raises:
+            AlreadyExists: the tag holds another version.
+        """
+        request = pb.CreateSnapshotRequest(normalizer=self.name, tag=tag)
+        reply = self._connection.call(self._stub.CreateSnapshot, request, timeout)
+        return SnapshotInfo.of(reply.snapshot)
+
+    def snapshots(self, *, timeout: float | None = None) -> Iterator[SnapshotInfo]:
+        """All snapshots, in the order of their tags."""
+        token = ""
+        while True:
+            request = pb.ListSnapshotsRequest(normalizer=self.name, page_token=token)
+            page = self._connection.call(self._stub.ListSnapshots, request, timeout)
+            for message in page.snapshots:
+                yield SnapshotInfo.of(message)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def restore(self, tag: str, *, timeout: float | None = None) -> NormalizerInfo:
+        """Make a snapshot's statistics the present ones; the version grows.
+
+        Raises:
+            NotFound: there is no such snapshot.
+        """
+        request = pb.RestoreSnapshotRequest(normalizer=self.name, tag=tag)
+        reply = self._connection.call(self._stub.RestoreSnapshot, request, timeout)
+        return self._became(NormalizerInfo.of(reply.normalizer))
+
+    def delete_snapshot(self, tag: str, *, timeout: float | None = None) -> None:
+        """Delete a snapshot.
+
+        Raises:
+            NotFound: there is none of that tag.
+        """
+        request = pb.DeleteSnapshotRequest(normalizer=self.name, tag=tag)
+        self._connection.call(self._stub.DeleteSnapshot, request, timeout)
+
+    def compare(self, base: str, tag: str | None = None, *, limit: int = 0, timeout: float | None = None) -> Drift:
+        """How far each feature has moved from one snapshot to another, or to the present; the worst first."""
+        request = pb.CompareSnapshotsRequest(normalizer=self.name, base_tag=base, tag=tag or "", limit=limit)
+        return Drift.of(self._connection.call(self._stub.CompareSnapshots, request, timeout))
+
+    def freeze(self, *, timeout: float | None = None) -> NormalizerInfo:
+        """Refuse contributions from now on."""
+        return self._change(pb.UpdateNormalizerRequest(name=self.name, frozen=True), timeout)
+
+    def unfreeze(self, *, timeout: float | None = None) -> NormalizerInfo:
+        """Take contributions again."""
+        return self._change(pb.UpdateNormalizerRequest(name=self.name, frozen=False), timeout)
+
+    def reset(self, *, timeout: float | None = None) -> NormalizerInfo:
+        """Forget all statistics; the version grows."""
+        return self._change(pb.UpdateNormalizerRequest(name=self.name, reset=True), timeout)
+
+    def set_parameters(self, *, weight: Any = None, bias: Any = None, timeout: float | None = None) -> NormalizerInfo:
+        """Set scale and shift; what is not given stays.
+
+        Raises:
+            InvalidArgument: the normalization takes no such parameter, or another number of values.
+        """
+        request = pb.UpdateNormalizerRequest(name=self.name)
+        for name, value in (("weight", weight), ("bias", bias)):
+            if value is not None:
+                setattr(request, name, floats.to_bytes(specs.float64_array(value)))
+        return self._change(request, timeout)
+
+    def refresh(self, *, timeout: float | None = None) -> NormalizerInfo:
+        """Ask the server for `info` again."""
+        request = pb.GetNormalizerRequest(name=self.name)
+        reply = self._connection.call(self._stub.GetNormalizer, request, timeout)
+        return self._became(NormalizerInfo.of(reply.normalizer))
+
+    def delete(self, *, timeout: float | None = None) -> None:
+        """Delete it, and its snapshots."""
+        request = pb.DeleteNormalizerRequest(name=self.name)
+        self._connection.call(self._stub.DeleteNormalizer, request, timeout)
+        self._connection.forget(self.name)
+
+    def _change(self, request: pb.UpdateNormalizerRequest, timeout: float | None) -> NormalizerInfo:
+        reply = self._connection.call(self._stub.UpdateNormalizer, request, timeout)
+        return self._became(NormalizerInfo.of(reply.normalizer))
+
+    def _became(self, info: NormalizerInfo) -> NormalizerInfo:
+        self.info = info
+        self._connection.remember(info.name, info.spec)
+        return info

@@ -1,0 +1,115 @@
+# Generated from normstats/aio/normalizing.py by tools/generate_sync.py: do not edit.
+"""A normalization: one message where it is small, chunks of rows on a stream where it is large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from normstats import chunking, requests, specs
+from normstats.arrays import Output, Payload, payload_of
+from normstats.backoff import Backoff
+from normstats.errors import from_grpc
+from normstats.moments import Moments, batches_of
+from normstats.requests import NormalizeOptions
+from normstats.sync import concurrency
+from normstats.v1 import normalization_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from normstats.sync.connection import Connection
+
+# Chunks on their way to the server and back.
+_WINDOW = 8
+
+
+def normalize(
+    connection: Connection, x: Any, target: specs.Spec | str, options: NormalizeOptions, timeout: float | None
+) -> Any:
+    """Normalize an array; see Client.normalize."""
+    payload = payload_of(x)
+    if payload.values.nbytes > chunking.CHUNK_BYTES:
+        spec = connection.spec_of(target) if isinstance(target, str) else target
+        mode = chunking.effective_mode(spec, options.mode, named=isinstance(target, str))
+        if chunking.goes_in_chunks(payload, spec, mode, options):
+            moments = _moments(connection, x, target, spec, mode, options, timeout)
+            opening = requests.opening(target, chunking.of_rank(spec, len(payload.shape)), mode, options, moments)
+            total = connection.timeout * max(1.0, payload.values.nbytes / 2**26) if timeout is None else timeout
+            return _in_chunks(connection, opening, payload, options, total)
+    request = requests.normalize(payload, target, options)
+    if options.mode == "train":
+        request.producer_id = connection.producer.id
+        request.sequence = connection.producer.next_sequence()
+    reply = connection.call(connection.stub.Normalize, request, timeout)
+    output = Output(payload)
+    output.add(reply.output, reply.data)
+    return output.value()
+
+
+def _moments(
+    connection: Connection,
+    x: Any,
+    target: specs.Spec | str,
+    spec: specs.Spec,
+    mode: chunking.Mode,
+    options: NormalizeOptions,
+    timeout: float | None,
+) -> Moments | None:
+    """Statistics that span rows are taken here, to go ahead of the chunks; in TRAIN mode they are contributed."""
+    if not isinstance(spec, specs.RunningSpec) or mode == "eval":
+        return None
+    (moments,) = batches_of(x, spec, lengths=options.lengths, mask=options.mask)
+    if mode == "train" and isinstance(target, str):
+        connection.contribute([requests.of_moments(target, [moments])], timeout)
+    return moments
+
+
+def _in_chunks(
+    connection: Connection,
+    opening: pb.NormalizeStreamRequest,
+    payload: Payload,
+    options: NormalizeOptions,
+    timeout: float,
+) -> Any:
+    """All chunks; when the connection breaks, again from the beginning, until the timeout."""
+    deadline, backoff = monotonic() + timeout, Backoff()
+    while True:
+        try:
+            return _once(connection, opening, payload, options, deadline)
+        except grpc.RpcError as error:
+            wait = backoff.next_seconds()
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or monotonic() + wait >= deadline:
+                raise from_grpc(error) from error
+            concurrency.sleep(wait)
+
+
+def _once(
+    connection: Connection,
+    opening: pb.NormalizeStreamRequest,
+    payload: Payload,
+    options: NormalizeOptions,
+    deadline: float,
+) -> Any:
+    window, output = concurrency.Semaphore(_WINDOW), Output(payload)
+    ended = False
+
+    def frames() -> Iterator[pb.NormalizeStreamRequest]:
+        yield opening
+        for start, stop in chunking.cuts(payload):
+            window.acquire()
+            if ended:
+                return
+            yield requests.chunk(payload, options, start, stop)
+
+    call = connection.stub.NormalizeStream(frames(), timeout=max(0.0, deadline - monotonic()))
+    try:
+        for reply in call:
+            output.add(reply.output, reply.data)
+            window.release()
+    finally:
+        ended = True
+        window.release()
+        call.cancel()
+    return output.value()
