@@ -126,6 +126,15 @@ def from_grpc(error: grpc.RpcError) -> NormstatsError:
     return kind(error.details() or error.code().name, field=field, reason=reason)
 
 
+def connection_broke(error: grpc.RpcError) -> bool:
+    """Whether a stream ended because its connection did, or its server is stopping: another attempt may succeed.
+
+    grpc.aio reports a write to a broken connection as INTERNAL; the server's own INTERNAL carries details.
+    """
+    code = error.code()
+    return code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.INTERNAL and not _details(error)[1])
+
+
 def _details(error: grpc.RpcError) -> tuple[str, str]:
     field = reason = ""
     metadata: Any = error.trailing_metadata() or ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from normcore.errors import NormcoreError
+from normcore.errors import NormcoreError, NothingSeen
 from normcore.moments import Moments
 from normcore.running import Estimate, Running
 from normserver import codec, engine
@@ -123,8 +123,11 @@ def _estimate(spec: specs.Spec, running: Running | None, mode: Mode) -> Estimate
     except NormcoreError as error:
         if renormalizes:
             return None  # the very first batch has nothing to be corrected toward
-        told = from_engine(error)
-        if isinstance(told, FailedPrecondition):
-            remedy = "contribute first, or use BATCH mode"
-            told = FailedPrecondition(f"{told.sentence}; {remedy}", field="mode", reason=told.reason)
-        raise told from error
+        if not isinstance(error, NothingSeen):
+            raise from_engine(error) from error
+        raise FailedPrecondition(
+            f"EVAL needs running statistics, and feature {error.feature} has seen nothing yet; contribute first, or "
+            "use BATCH mode",
+            field="mode",
+            reason="NOTHING_SEEN",
+        ) from error

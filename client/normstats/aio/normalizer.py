@@ -15,7 +15,7 @@ from normstats.aio.normalizing import normalize
 from normstats.aio.stream import AsyncUpdateStream
 from normstats.backoff import Backoff
 from normstats.chunking import Mode
-from normstats.errors import from_grpc
+from normstats.errors import connection_broke, from_grpc
 from normstats.requests import NormalizeOptions
 from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
@@ -127,7 +127,7 @@ class AsyncNormalizer:
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and end is not None:
                     return
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if not connection_broke(error):
                     raise from_grpc(error) from error
             finally:
                 call.cancel()

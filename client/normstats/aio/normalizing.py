@@ -12,7 +12,7 @@ from normstats import chunking, requests, specs
 from normstats.aio import concurrency
 from normstats.arrays import Output, Payload, payload_of
 from normstats.backoff import Backoff
-from normstats.errors import from_grpc
+from normstats.errors import connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
 from normstats.requests import NormalizeOptions
 from normstats.v1 import normalization_service_pb2 as pb
@@ -79,7 +79,7 @@ async def _in_chunks(
             return await _once(connection, opening, payload, options, deadline)
         except grpc.RpcError as error:
             wait = backoff.next_seconds()
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or monotonic() + wait >= deadline:
+            if not connection_broke(error) or monotonic() + wait >= deadline:
                 raise from_grpc(error) from error
             await concurrency.sleep(wait)
 

@@ -12,7 +12,7 @@ import grpc
 from normstats import requests, specs
 from normstats.aio import concurrency
 from normstats.backoff import Backoff
-from normstats.errors import Cancelled, NormstatsError, from_grpc
+from normstats.errors import Cancelled, NormstatsError, connection_broke, from_grpc
 from normstats.producer import Producer
 from normstats.unacknowledged import Unacknowledged
 from normstats.v1 import normalization_service_pb2 as pb
@@ -122,7 +122,7 @@ class AsyncUpdateStream:
             except grpc.RpcError as error:
                 if self._leaving:
                     return
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if not connection_broke(error):
                     await self._fail(from_grpc(error))
                     return
             await concurrency.sleep(backoff.next_seconds())

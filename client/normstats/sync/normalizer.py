@@ -13,7 +13,7 @@ import grpc
 from normstats import requests, specs
 from normstats.backoff import Backoff
 from normstats.chunking import Mode
-from normstats.errors import from_grpc
+from normstats.errors import connection_broke, from_grpc
 from normstats.requests import NormalizeOptions
 from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
 from normstats.sync import concurrency
@@ -126,7 +126,7 @@ class Normalizer:
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and end is not None:
                     return
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if not connection_broke(error):
                     raise from_grpc(error) from error
             finally:
                 call.cancel()

@@ -12,7 +12,7 @@ import grpc
 from normstats import chunking, requests, specs
 from normstats.arrays import Output, Payload, payload_of
 from normstats.backoff import Backoff
-from normstats.errors import from_grpc
+from normstats.errors import connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
 from normstats.requests import NormalizeOptions
 from normstats.sync import concurrency
@@ -80,7 +80,7 @@ def _in_chunks(
             return _once(connection, opening, payload, options, deadline)
         except grpc.RpcError as error:
             wait = backoff.next_seconds()
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or monotonic() + wait >= deadline:
+            if not connection_broke(error) or monotonic() + wait >= deadline:
                 raise from_grpc(error) from error
             concurrency.sleep(wait)
 

@@ -12,7 +12,7 @@ import grpc
 
 from normstats import requests, specs
 from normstats.backoff import Backoff
-from normstats.errors import Cancelled, NormstatsError, from_grpc
+from normstats.errors import Cancelled, NormstatsError, connection_broke, from_grpc
 from normstats.producer import Producer
 from normstats.sync import concurrency
 from normstats.unacknowledged import Unacknowledged
@@ -123,7 +123,7 @@ class UpdateStream:
             except grpc.RpcError as error:
                 if self._leaving:
                     return
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if not connection_broke(error):
                     self._fail(from_grpc(error))
                     return
             concurrency.sleep(backoff.next_seconds())

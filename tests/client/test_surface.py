@@ -1,0 +1,50 @@
+"""The names that callers write, and what importing them costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import normstats
+
+NAMES = {
+    "AdaptiveInstanceNorm", "AlreadyExists", "BatchNorm", "Cancelled", "Client", "DeadlineExceeded", "Drift",
+    "FailedPrecondition", "GroupNorm", "InstanceNorm", "Internal", "InvalidArgument", "InvalidSpec", "LayerNorm",
+    "LocalResponseNorm", "LpNorm", "MeanVarianceNorm", "MinMax", "Normalizer", "NormalizerInfo", "NormstatsError",
+    "NotFound", "OutOfRange", "PermissionDenied", "RMSNorm", "ResourceExhausted", "RunningState", "SnapshotInfo",
+    "Spec", "Standardize", "Stats", "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream",
+    "__version__", "aio", "connect",
+}  # fmt: skip
+CLIENT = {"close", "create", "delete", "get", "list", "normalize", "update"}
+NORMALIZER = {
+    "compare", "delete", "delete_snapshot", "freeze", "name", "normalize", "refresh", "reset", "restore",
+    "set_parameters", "snapshot", "snapshots", "spec", "stats", "stream", "unfreeze", "update", "watch",
+}  # fmt: skip
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def test_the_surface_is_what_it_was() -> None:
+    assert set(normstats.__all__) == NAMES
+    assert public(normstats.Client) == public(normstats.aio.AsyncClient) == CLIENT
+    assert public(normstats.Normalizer) == public(normstats.aio.AsyncNormalizer) == NORMALIZER
+
+
+def test_both_clients_take_the_same_arguments() -> None:
+    twins = (
+        (normstats.Client, normstats.aio.AsyncClient, CLIENT),
+        (normstats.Normalizer, normstats.aio.AsyncNormalizer, NORMALIZER - {"name", "spec"}),
+    )
+    for one, other, names in twins:
+        for name in names:
+            parameters = [list(inspect.signature(getattr(kind, name)).parameters) for kind in (one, other)]
+            assert parameters[0] == parameters[1], name
+
+
+def test_importing_normstats_imports_neither_torch_nor_the_server() -> None:
+    code = "import sys, normstats; print({'torch', 'normcore', 'normserver', 'click', 'pyarrow'} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert printed.stdout.strip() == "set()"
