@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
 
 from normstats import specs
 from normstats.arrays import Payload
-
-if TYPE_CHECKING:
-    from normstats.requests import NormalizeOptions
+from normstats.options import Mode, NormalizeOptions
 
 # Messages of about 1 MiB on a stream are 5 to 10 times as fast as one large message.
 CHUNK_BYTES = 1 << 20
 # A TRAIN batch up to this size goes whole, and the server takes its moments.
 MAX_TRAIN_BYTES = 32 << 20
-
-Mode = Literal["eval", "batch", "train"]
 
 
 def effective_mode(spec: specs.Spec, mode: Mode | None, *, named: bool) -> Mode:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from normstats import specs
 from normstats.arrays import Payload, is_torch, payload_of
-from normstats.chunking import Mode
 from normstats.errors import FailedPrecondition, InvalidArgument
 from normstats.moments import Moments, batches_of
+from normstats.options import Mode, NormalizeOptions
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import tensor_pb2
 from normstats.wire import spec as spec_wire
@@ -23,17 +23,6 @@ MODES: dict[str | None, pb.Mode.ValueType] = {
     "batch": pb.MODE_BATCH,
     "train": pb.MODE_TRAIN,
 }
-
-
-class NormalizeOptions(NamedTuple):
-    """What a caller says of a normalization beside the array and its target; see Client.normalize."""
-
-    mode: Mode | None
-    inverse: bool
-    lengths: Any
-    mask: Any
-    style: Any
-    snapshot: str | None
 
 
 def mode_of(mode: Mode | None) -> pb.Mode.ValueType:

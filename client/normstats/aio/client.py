@@ -11,8 +11,7 @@ from normstats.aio.connection import AsyncConnection
 from normstats.aio.normalizer import AsyncNormalizer
 from normstats.aio.normalizing import normalize
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
-from normstats.chunking import Mode
-from normstats.requests import NormalizeOptions
+from normstats.options import Mode, NormalizeOptions
 from normstats.results import NormalizerInfo, RunningState, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire

@@ -14,9 +14,8 @@ from normstats.aio import concurrency
 from normstats.aio.normalizing import normalize
 from normstats.aio.stream import AsyncUpdateStream
 from normstats.backoff import Backoff
-from normstats.chunking import Mode
 from normstats.errors import connection_broke, from_grpc
-from normstats.requests import NormalizeOptions
+from normstats.options import Mode, NormalizeOptions
 from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import floats

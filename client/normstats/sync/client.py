@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from normstats import requests, specs
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
-from normstats.chunking import Mode
-from normstats.requests import NormalizeOptions
+from normstats.options import Mode, NormalizeOptions
 from normstats.results import NormalizerInfo, RunningState, UpdateResult
 from normstats.sync.connection import Connection
 from normstats.sync.normalizer import Normalizer

@@ -12,9 +12,8 @@ import grpc
 
 from normstats import requests, specs
 from normstats.backoff import Backoff
-from normstats.chunking import Mode
 from normstats.errors import connection_broke, from_grpc
-from normstats.requests import NormalizeOptions
+from normstats.options import Mode, NormalizeOptions
 from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
 from normstats.sync import concurrency
 from normstats.sync.normalizing import normalize

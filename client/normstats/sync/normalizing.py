@@ -14,7 +14,7 @@ from normstats.arrays import Output, Payload, payload_of
 from normstats.backoff import Backoff
 from normstats.errors import connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
-from normstats.requests import NormalizeOptions
+from normstats.options import Mode, NormalizeOptions
 from normstats.sync import concurrency
 from normstats.v1 import normalization_service_pb2 as pb
 
@@ -53,7 +53,7 @@ def _moments(
     x: Any,
     target: specs.Spec | str,
     spec: specs.Spec,
-    mode: chunking.Mode,
+    mode: Mode,
     options: NormalizeOptions,
     timeout: float | None,
 ) -> Moments | None:
