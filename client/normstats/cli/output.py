@@ -69,10 +69,10 @@ def info_text(info: NormalizerInfo) -> str:
     )
 
 
-def stats_table(stats: Stats) -> Table:
+def stats_table(stats: Stats) -> Table | str:
     """The first features' statistics, a row each."""
     if stats.mean is None or stats.std is None or stats.min is None or stats.max is None:
-        return Table(title="nothing seen yet")
+        return "nothing seen yet"
     rest = len(stats.mean) - SHOWN
     table = Table(
         "feature", "mean", "std", "min", "max", caption=f"and {rest:,} more: --json has all" if rest > 0 else None

@@ -11,7 +11,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from normstats.files.base import CHUNK_BYTES, Chunk, FileError, rows_per_chunk
+from normstats.files.base import Chunk, FileError, rows_per_chunk
+
+_BUFFER_BYTES = 1 << 16
+# pyarrow reads up to 32 blocks ahead: 37 MB at the most of a file of 97 MB, against 74 MB with blocks of 4 MiB.
+_CSV_BLOCK_BYTES = 1 << 20
 
 
 class CsvSource:
@@ -38,7 +42,8 @@ class CsvSource:
             raise FileError(f"{self._path}: {error}") from error
 
     def _open(self) -> Any:
-        return pyarrow.csv.open_csv(self._path, read_options=pyarrow.csv.ReadOptions(block_size=CHUNK_BYTES))
+        options = pyarrow.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False)
+        return pyarrow.csv.open_csv(self._path, read_options=options)
 
 
 class ParquetSource:
@@ -47,7 +52,8 @@ class ParquetSource:
     def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self._path = path
         try:
-            self._file = pyarrow.parquet.ParquetFile(path)
+            # A buffer makes pages of a column be read as they are needed, not a whole row group at once.
+            self._file = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise FileError(f"{path}: {error}") from error
         schema = self._file.schema_arrow
@@ -61,7 +67,7 @@ class ParquetSource:
         """The rows in order."""
         size = rows_per_chunk(8 * self.row_shape[0])
         try:
-            for batch in self._file.iter_batches(batch_size=size, columns=self._names):
+            for batch in self._file.iter_batches(batch_size=size, columns=self._names, use_threads=False):
                 if self._list:
                     flat = batch.column(self._list).flatten().to_numpy(zero_copy_only=False)
                     yield flat.reshape(-1, *self.row_shape)
