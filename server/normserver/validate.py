@@ -224,7 +224,7 @@ def _raw(message: pb.Contribution.RawBatch, data: bytes, field: str) -> Batch:
 
 def _time(message: Timestamp, field: str) -> float:
     """Seconds since the epoch, to the microsecond."""
-    if not (0 <= message.seconds < 2**38 and 0 <= message.nanos < 1_000_000_000):
+    if not (0 <= message.seconds < 2**33 and 0 <= message.nanos < 1_000_000_000):
         raise InvalidArgument(field, f"is {message.seconds} s and {message.nanos} ns; expected a time since 1970")
     return message.ToMicroseconds() / 1e6
 

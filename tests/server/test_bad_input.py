@@ -77,12 +77,13 @@ NORMALIZE: dict[str, tuple[Callable[[str], pb.NormalizeRequest], str]] = {
     "a dimension of -1": (lambda n: of_tensor(n, tensor([-1, 3]), X.tobytes()), "input.shape[0]"),
     "a dimension of 2^31": (lambda n: of_tensor(n, tensor([2**31, 3]), X.tobytes()), "data"),
     "a dimension of 2^32": (lambda n: of_tensor(n, tensor([2**32, 3]), X.tobytes()), "data"),
-    "a dimension of 2^62": (lambda n: of_tensor(n, tensor([2**62, 3]), X.tobytes()), "data"),
-    "a product that wraps around to 0": (lambda n: of_tensor(n, tensor([2**32, 2**32, 3])), "data"),
+    "a dimension of 2^62": (lambda n: of_tensor(n, tensor([2**62, 3]), X.tobytes()), "input.shape"),
+    "a product that wraps around to 0": (lambda n: of_tensor(n, tensor([2**32, 2**32, 3])), "input.shape"),
     "a product that wraps around to the size": (
         lambda n: of_tensor(n, tensor([2**62 + 1, 4, 3]), bytes(48)),
-        "data",
+        "input.shape",
     ),
+    "an empty tensor that no memory can index": (lambda n: of_tensor(n, tensor([0, 2**62, 3])), "input.shape"),
     "too few bytes": (lambda n: of_tensor(n, tensor([4, 3]), X.tobytes()[:-1]), "data"),
     "too many bytes": (lambda n: of_tensor(n, tensor([4, 3]), X.tobytes() + b"\0"), "data"),
     "too few features": (lambda n: of_tensor(n, tensor([4, 2]), bytes(32)), "input.shape[1]"),
@@ -109,7 +110,7 @@ NORMALIZE: dict[str, tuple[Callable[[str], pb.NormalizeRequest], str]] = {
     "a mask of too few bytes": (lambda n: normalize(n, padding=mask([4, 3], b"\1")), "padding.mask.bits"),
     "a mask of other bytes": (lambda n: normalize(n, padding=mask([4], b"\1\1\1\2")), "padding.mask.bits"),
     "a mask of another shape": (lambda n: normalize(n, padding=mask([5], b"\1" * 5)), "padding.mask.shape"),
-    "a mask of 2^62 elements": (lambda n: normalize(n, padding=mask([2**62], b"\1")), "padding.mask.bits"),
+    "a mask of 2^62 elements": (lambda n: normalize(n, padding=mask([2**62], b"\1")), "padding.mask.shape"),
     "a style_tensor of an unknown dtype": (
         lambda n: pb.NormalizeRequest(
             spec=spec_wire.to_proto(specs.AdaptiveInstanceNorm()),
@@ -278,8 +279,8 @@ UPDATES: dict[str, tuple[Callable[[str], pb.UpdateRunningStatsRequest], str]] = 
     ),
     "a raw batch of too few bytes": (lambda n: raw(n, X, data=X.tobytes()[:-4]), "data"),
     "a raw batch of too many bytes": (lambda n: raw(n, X, data=X.tobytes() + bytes(4)), "data"),
-    "a raw batch of 2^62 rows": (
-        lambda n: several(pb.Contribution(normalizer=n, raw=pb.Contribution.RawBatch(input=tensor([2**62, 3])))),
+    "a raw batch of 2^40 rows": (
+        lambda n: several(pb.Contribution(normalizer=n, raw=pb.Contribution.RawBatch(input=tensor([2**40, 3])))),
         "data",
     ),
     "a raw batch of an unknown dtype": (
@@ -300,6 +301,14 @@ UPDATES: dict[str, tuple[Callable[[str], pb.UpdateRunningStatsRequest], str]] = 
     "too few sample weights": (
         lambda n: raw(n, X, sample_weights=f64(1, 1)),
         "contributions[0].raw.sample_weights",
+    ),
+    "a time far ahead": (
+        lambda n: several(
+            pb.Contribution(
+                normalizer=n, moments={"batches": [moments_message(X)]}, observe_time={"seconds": 2**33 - 1}
+            )
+        ),
+        "contributions[0].observe_time",
     ),
     "a time before 1970": (
         lambda n: several(

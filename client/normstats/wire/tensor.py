@@ -12,6 +12,7 @@ from normstats.v1 import tensor_pb2 as pb
 from normstats.wire.dtypes import BY_NAME, BY_NUMBER, ElementType
 
 MAX_RANK = 8
+MAX_STRIDE_BYTES = 2**60
 
 
 class InvalidTensor(ValueError):
@@ -51,7 +52,7 @@ def check(tensor: pb.Tensor) -> Description:
     """Check a description without allocating anything.
 
     Raises:
-        InvalidTensor: the dtype is unknown, there are more than 8 dimensions, or one is negative.
+        InvalidTensor: the dtype is unknown, there are more than 8 dimensions, one is negative, or they are too large.
     """
     element = BY_NUMBER.get(tensor.dtype)
     if element is None:
@@ -61,6 +62,9 @@ def check(tensor: pb.Tensor) -> Description:
     for axis, size in enumerate(tensor.shape):
         if size < 0:
             raise InvalidTensor("shape", f"[{axis}] is {size}; expected at least 0")
+    # A size of 0 makes the bytes 0, however large the others are; strides are still the product of those.
+    if math.prod(max(size, 1) for size in tensor.shape) * element.size_bytes >= MAX_STRIDE_BYTES:
+        raise InvalidTensor("shape", f"is {list(tensor.shape)}, which no memory can index")
     return Description(element, tuple(tensor.shape))
 
 
