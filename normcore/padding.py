@@ -56,6 +56,8 @@ def _from_lengths(lengths: Tensor, x: Tensor, channel_axis: int | None) -> Tenso
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
         raise InvalidParameter("lengths", f"[{index}] is {int(lengths[index])}; expected 0 to {positions}")
+    if x.numel() == 0:  # nothing to mark, and an axis beside an empty one may be of any size
+        return torch.zeros(samples, 1, dtype=torch.bool, device=x.device)
     return torch.arange(positions, device=x.device) < lengths[:, None]
 
 

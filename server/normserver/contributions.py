@@ -19,7 +19,6 @@ from normserver.errors import (
 from normserver.producers import WINDOW, Verdict, Window
 from normserver.records import Record, has_stopped, policy_of, rows
 
-
 # How far a worker's clock may be ahead of the server's.
 MAX_AHEAD_SECONDS = 300.0
 
@@ -164,8 +163,8 @@ def _elements(contribution: Contribution, target: _Pending, now: float) -> Seque
     if time > now + MAX_AHEAD_SECONDS:
         raise InvalidArgument(
             f"{contribution.field}.observe_time",
-            f"is {time - now:.0f} s ahead of the server's clock; expected at most {MAX_AHEAD_SECONDS:.0f}: by time, what "
-            "is to come would outweigh all that was",
+            f"is {time - now:.0f} s ahead of the server's clock; expected at most {MAX_AHEAD_SECONDS:.0f}: by time, "
+            "what is to come would outweigh all that was",
         )
     try:
         return [target.policy.of(moments, time) for moments in contribution.batches if not moments.is_empty]

@@ -16,9 +16,12 @@ from torch import Tensor
 
 import normcore
 from normcore import layout, padding
+from normcore.errors import InvalidParameter
 from normcore.moments import Moments, moments_of, variance
 from normcore.running import Estimate
 from normstats import specs
+
+MAX_GHOST_BATCHES = 1024
 
 
 class Mode(Enum):
@@ -95,6 +98,7 @@ def moments(spec: specs.RunningSpec, batch: Batch, device: torch.device) -> list
     x, mask, weights = batch.x.to(device), _mask(spec, batch, device), batch.sample_weights
     size = spec.virtual_batch_size if isinstance(spec, specs.BatchNorm) else None
     samples = x.shape[0] if x.dim() else 1
+    _check_ghosts(samples, size)
     if mask is not None and samples:
         mask = mask.expand(samples, *mask.shape[1:])
     rows = [slice(start, start + size) for start in range(0, samples, size)] if size else [slice(None)]
@@ -182,6 +186,7 @@ def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | Non
         running = plan.estimate
         y, own = normcore.batch_renorm(x, running.mean, running.var, r_max=r_max, d_max=d_max, **common)
         return Normalized(y, (own,))
+    _check_ghosts(x.shape[0] if x.dim() else 1, spec.virtual_batch_size)
     y, batches = normcore.batch_norm(
         x, num_features=spec.num_features, virtual_batch_size=spec.virtual_batch_size, **common
     )
@@ -194,6 +199,14 @@ def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None)
         return Normalized(_by_moments(spec, plan.moments, x, mask))
     own = moments_of(x, spec.channel_axis, num_features=spec.num_features, mask=mask, nan_policy=_nan_policy(plan))
     return Normalized(_by_moments(spec, own, x, mask), (own,))
+
+
+def _check_ghosts(samples: int, size: int | None) -> None:
+    """Each ghost batch is a pass of its own: a tensor may not ask for millions."""
+    if size is not None and samples > size * MAX_GHOST_BATCHES:
+        raise InvalidParameter(
+            "x", f"has {samples} samples, more than {MAX_GHOST_BATCHES} ghost batches of {size}; send fewer at a time"
+        )
 
 
 def _nan_policy(plan: Plan) -> normcore.NanPolicy:

@@ -13,7 +13,7 @@ from normcore.moments import Moments
 from normcore.running import Running
 from normserver import codec, names
 from normserver.contributions import Contribution
-from normserver.engine import Batch, Mode, Plan
+from normserver.engine import MAX_GHOST_BATCHES, Batch, Mode, Plan
 from normserver.errors import InvalidArgument, from_spec, from_tensor
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
@@ -24,7 +24,7 @@ from normstats.wire import tensor
 # One request contributes to at most so many normalizers: all layers of a large model, and no more.
 MAX_CONTRIBUTIONS = 4096
 # Batches that one contribution may hold moments of.
-MAX_BATCHES = 1024
+MAX_BATCHES = MAX_GHOST_BATCHES
 
 _MODES = {
     pb.MODE_UNSPECIFIED: None,

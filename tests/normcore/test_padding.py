@@ -96,3 +96,10 @@ def test_what_does_not_fit_is_refused(
 def test_a_channel_axis_that_is_not_there_is_refused() -> None:
     with pytest.raises(ShapeMismatch, match="channel_axis is 5"):
         to_mask(torch.zeros(2, 3), lengths=LENGTHS, channel_axis=5)
+
+
+def test_an_empty_x_marks_nothing_however_long_its_other_axes() -> None:
+    x = torch.empty(1, 2**40, 0)
+    mask = to_mask(x, lengths=torch.tensor([5]))
+    assert mask is not None
+    assert mask.numel() == 1

@@ -120,6 +120,12 @@ NORMALIZE: dict[str, tuple[Callable[[str], pb.NormalizeRequest], str]] = {
         ),
         "style_tensor.dtype",
     ),
+    "too many ghost batches": (
+        lambda n: pb.NormalizeRequest(
+            spec=spec_wire.to_proto(specs.BatchNorm(1, virtual_batch_size=1)), input=tensor([2000, 1]), data=bytes(8000)
+        ),
+        "input",
+    ),
     "no style": (
         lambda n: pb.NormalizeRequest(
             spec=spec_wire.to_proto(specs.AdaptiveInstanceNorm()), input=tensor([1, 3, 2]), data=bytes(24)
@@ -191,6 +197,10 @@ SPECS: dict[str, tuple[resources_pb2.Spec, str]] = {
     "p is 0": (resources_pb2.Spec(lp_norm={"p": 0.0}), "spec.lp_norm.p"),
     "an axis of 2^40": (resources_pb2.Spec(lp_norm={"axis": 2**40}), "spec.lp_norm.axis"),
     "an axis twice": (resources_pb2.Spec(mean_variance_norm={"axes": [1, 1]}), "spec.mean_variance_norm.axes"),
+    "size of 2^31 - 1": (
+        resources_pb2.Spec(local_response_norm={"size": 2**31 - 1}),
+        "spec.local_response_norm.size",
+    ),
     "size of 0": (resources_pb2.Spec(local_response_norm={}), "spec.local_response_norm.size"),
     "an upside-down range": (
         resources_pb2.Spec(min_max={"num_features": 3, "range_min": 1.0, "range_max": -1.0}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import secrets
 import signal
 import sqlite3
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
-from tests.contract import create, numbers, stats, update
+from tests.contract import create, numbers, refused, stats, update
 from tests.server_process import ServerProcess
 
 
@@ -152,3 +154,28 @@ def test_a_port_in_use_is_an_error_not_a_silent_twin(own_server: ServerProcess, 
     other.mkdir()
     with pytest.raises(RuntimeError, match="ended with 1"):
         ServerProcess(other, port=own_server.port).start()
+
+
+def test_a_store_that_cannot_write_acknowledges_nothing_and_comes_back_by_itself(own_server: ServerProcess) -> None:
+    """The system refuses every write past the file's present size, as a full disk does."""
+    stub = connected(own_server.start())
+    create(stub, "a", specs.Standardize(1))
+    producer, x = secrets.token_bytes(16), np.ones((1, 1))
+    stub.UpdateRunningStats(update("a", x, producer=producer, sequence=1))
+    before = stats(stub, "a")
+    assert own_server.process is not None
+    resource.prlimit(own_server.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    started = time.monotonic()
+    told = refused(stub.UpdateRunningStats, update("a", x, producer=producer, sequence=2))
+    assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+    assert time.monotonic() - started < 5
+    assert httpx.get(f"{own_server.http}/readyz").text == "the store is not available\n"
+    assert stats(stub, "a") == before, "what is published is what is durable, and still read"
+    resource.prlimit(own_server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{own_server.http}/readyz").status_code != 200:
+        assert time.monotonic() < deadline, "it is back within 10 s"
+        time.sleep(0.1)
+    assert not stub.UpdateRunningStats(update("a", x, producer=producer, sequence=2)).duplicate
+    own_server.kill()
+    assert numbers(stats(connected(own_server.start()), "a").count)[0] == 2

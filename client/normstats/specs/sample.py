@@ -9,6 +9,9 @@ from typing import Any
 
 from normstats.specs.base import SpecBase, check, check_eps, check_parameter, check_positive_int
 
+# The work of local response normalization grows with it; AlexNet's is 5.
+MAX_NEIGHBOURS = 256
+
 
 @dataclass(frozen=True, eq=False)
 class LayerNorm(SpecBase):
@@ -171,7 +174,7 @@ class LocalResponseNorm(SpecBase):
     For even sizes torch takes one channel more before than after, ONNX one more after; this is torch's way.
 
     Args:
-        size: how many channels.
+        size: how many channels, at most 256.
         alpha, beta, k: the factor, the exponent, the constant.
     """
 
@@ -182,6 +185,7 @@ class LocalResponseNorm(SpecBase):
 
     def __post_init__(self) -> None:
         check_positive_int(self, "size")
+        check(self.size <= MAX_NEIGHBOURS, "size", f"is {self.size}; expected at most {MAX_NEIGHBOURS} channels")
         for name in ("alpha", "beta", "k"):
             check(
                 math.isfinite(getattr(self, name)),

@@ -235,7 +235,9 @@ class BatchNorm(_message.Message):
     channel_axis: _builtins.int
     """Which axis is C; 1 by default; negative counts from the end."""
     virtual_batch_size: _builtins.int
-    """Samples per ghost batch (Hoffer et al. 2017) in BATCH and TRAIN mode; 0 for the whole batch."""
+    """Samples per ghost batch (Hoffer et al. 2017) in BATCH and TRAIN mode, of which a tensor may have 1,024; 0 for the
+    whole batch.
+    """
     nan_policy: Global___NanPolicy.ValueType
     """What to do with NaN and infinities in contributions."""
     @_builtins.property
@@ -534,7 +536,7 @@ class LocalResponseNorm(_message.Message):
     BETA_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """How many neighbouring channels; at least 1."""
+    """How many neighbouring channels, 1 to 256."""
     alpha: _builtins.float
     """The factor; 1e-4 by default."""
     beta: _builtins.float
