@@ -55,6 +55,10 @@ class Moments:
         zeros = torch.zeros(num_features, dtype=torch.float64, device=device)
         return moments_from(algebra.identity(zeros.new_zeros(()), zeros))
 
+    def to(self, device: torch.device) -> Moments:
+        """The same moments on another device."""
+        return Moments(*(getattr(self, name).to(device) for name in _FIELDS))
+
     @property
     def num_features(self) -> int:
         """C."""

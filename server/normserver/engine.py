@@ -23,6 +23,9 @@ from normstats import specs
 
 MAX_GHOST_BATCHES = 1024
 
+# Statistics are kept and merged there, wherever the device is that took them.
+_CPU = torch.device("cpu")
+
 
 class Mode(Enum):
     """Which statistics a normalization uses."""
@@ -60,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Normalized:
-    """The output, and the batch's own moments, one of each ghost batch, where the mode is TRAIN."""
+    """The output, and the batch's own moments, one of each ghost batch, where they were taken; those on the CPU."""
 
     y: Tensor
     batches: Sequence[Moments] = ()
@@ -110,7 +113,7 @@ def moments(spec: specs.RunningSpec, batch: Batch, device: torch.device) -> list
             mask=None if mask is None else mask[some],
             weights=None if weights is None else weights[some],
             nan_policy=spec.nan_policy,
-        )
+        ).to(_CPU)
         for some in rows
     ]
 
@@ -185,12 +188,12 @@ def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | Non
         r_max, d_max = spec.renorm
         running = plan.estimate
         y, own = normcore.batch_renorm(x, running.mean, running.var, r_max=r_max, d_max=d_max, **common)
-        return Normalized(y, (own,))
+        return Normalized(y, (own.to(_CPU),))
     _check_ghosts(x.shape[0] if x.dim() else 1, spec.virtual_batch_size)
     y, batches = normcore.batch_norm(
         x, num_features=spec.num_features, virtual_batch_size=spec.virtual_batch_size, **common
     )
-    return Normalized(y, batches)
+    return Normalized(y, [own.to(_CPU) for own in batches])
 
 
 def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None) -> Normalized:
@@ -198,7 +201,7 @@ def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None)
     if plan.moments is not None:
         return Normalized(_by_moments(spec, plan.moments, x, mask))
     own = moments_of(x, spec.channel_axis, num_features=spec.num_features, mask=mask, nan_policy=_nan_policy(plan))
-    return Normalized(_by_moments(spec, own, x, mask), (own,))
+    return Normalized(_by_moments(spec, own, x, mask), (own.to(_CPU),))
 
 
 def _check_ghosts(samples: int, size: int | None) -> None:
