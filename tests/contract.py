@@ -83,7 +83,11 @@ def refused(call: Any, request: Any) -> Refused:
     """Call, expect an error, and return what it says; every error has an ErrorInfo of ours."""
     with pytest.raises(grpc.RpcError) as caught:
         answered(call, request)
-    error = caught.value
+    return told_by(caught.value)
+
+
+def told_by(error: grpc.RpcError) -> Refused:
+    """What an error says, its details included."""
     details = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
     found: dict[str, Any] = {}
     for packed in status_pb2.Status.FromString(details).details:

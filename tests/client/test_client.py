@@ -149,14 +149,15 @@ class TestNormalizer:
             watching.close()
 
 
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    """Three chunks and a bit."""
+    rows = 3 * chunking.CHUNK_BYTES // (4 * 64) + 17
+    return np.random.default_rng(8).normal(4, 2, (rows, 64)).astype(np.float32)
+
+
 class TestChunks:
     """Large arrays travel in chunks of rows, and nobody can tell."""
-
-    ROWS = 3 * chunking.CHUNK_BYTES // (4 * 64) + 17
-
-    @pytest.fixture(scope="class")
-    def x(self) -> np.ndarray:
-        return np.random.default_rng(8).normal(4, 2, (self.ROWS, 64)).astype(np.float32)
 
     @pytest.mark.parametrize(
         "spec",
