@@ -100,7 +100,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def merge_all(moments: Sequence[Moments], factors: Sequence[Tensor] | None = None) -> Moments:
-    """All merged at once, as a balanced tree, each with its weights first multiplied by its factor, () or (C,).
+    """All merged at once, each with its weights first multiplied by its factor, () or (C,).
 
     Raises:
         ShapeMismatch: they are of different numbers of features.
@@ -205,12 +205,12 @@ def _stack(moments: Sequence[Moments], factors: Sequence[Tensor] | None) -> Part
             raise ShapeMismatch(
                 "moments", f"[{index}] has {other.num_features} features; expected {moments[0].num_features}"
             )
-    scaled = [
-        parts_of(one) if factors is None else algebra.scale(parts_of(one), factors[index])
-        for index, one in enumerate(moments)
-    ]
-    width = max((part.n for part in scaled), key=Tensor.dim).shape or torch.Size((1,))
-    return algebra.each(lambda *rows: torch.stack(rows), *(p._replace(n=p.n.expand(width)) for p in scaled))
+    return algebra.stacked(
+        [
+            parts_of(one) if factors is None else algebra.scale(parts_of(one), factors[index])
+            for index, one in enumerate(moments)
+        ]
+    )
 
 
 def _flat(parts: Parts) -> tuple[Tensor, ...]:

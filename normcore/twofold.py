@@ -10,6 +10,7 @@ cannot be had (a factor above 2^996, a product below 2^-968), the answer is the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -79,9 +80,24 @@ def div(a: Twofold, b: Twofold) -> Twofold:
     return add(Twofold(hi, lo), from_double(_finite(rest.hi / b.hi)))
 
 
-def where(condition: Tensor, a: Twofold, b: Twofold) -> Twofold:
-    """a where the condition holds, else b; both words alike."""
-    return Twofold(torch.where(condition, a.hi, b.hi), torch.where(condition, a.lo, b.lo))
+def each(function: Callable[[Tensor], Tensor], value: Twofold) -> Twofold:
+    """The function of each word."""
+    return Twofold(function(value.hi), function(value.lo))
+
+
+def total(values: Twofold) -> Twofold:
+    """The sum along the first axis, pairwise."""
+    hi, lo = values
+    while (half := hi.shape[0] // 2) > 0:
+        pairs = add(Twofold(hi[:half], lo[:half]), Twofold(hi[half : 2 * half], lo[half : 2 * half]))
+        hi, lo = torch.cat((pairs.hi, hi[2 * half :])), torch.cat((pairs.lo, lo[2 * half :]))
+    return Twofold(hi[0], lo[0])
+
+
+def at_least_0(value: Twofold) -> Twofold:
+    """The value, 0 where rounding has made it negative."""
+    negative = value.hi < 0
+    return each(lambda t: torch.where(negative, 0.0, t), value)
 
 
 def _quick_two_sum(a: Tensor, b: Tensor) -> Twofold:

@@ -42,16 +42,15 @@ def channel_moments(
     Returns:
         Count of shape () where it is the same for all channels by construction, else (C,); the rest (C,).
     """
-    total: Parts | None = None
+    parts = []
     for rows, columns in _channel_blocks(x):
         block = x[rows, :, columns].detach().double()
         valid = None if mask is None else mask[rows, :, columns]
         if omit and not bool((finite := torch.isfinite(block)).all()):
             valid = finite if valid is None else finite & valid
-        part = _block_moments(block, valid, None if weights is None else weights[rows])
-        total = part if total is None else algebra.combine(total, part)
-    if total is not None:
-        return total
+        parts.append(_block_moments(block, valid, None if weights is None else weights[rows]))
+    if parts:
+        return parts[0] if len(parts) == 1 else algebra.reduce(algebra.stacked(parts))
     nothing = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     return algebra.identity(nothing.new_zeros(()), nothing)
 
