@@ -126,6 +126,7 @@ def test_it_opens_again_after_a_failure(tmp_path: Path) -> None:
         transaction.insert(record("a"))
     with pytest.raises(StoreUnavailable), store.transaction() as transaction:
         transaction.insert(record("a"))  # the name is taken: the database refuses
+    assert store._engine is None, "a handle that failed is not used again"
     with store.transaction() as transaction:
         assert list(transaction.records(("a",))) == ["a"]
     store.close()
