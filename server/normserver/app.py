@@ -19,6 +19,7 @@ from normserver.committer import Committer
 from normserver.compute import Compute, pick_device
 from normserver.config import Settings, split_address
 from normserver.contributing import Contributing
+from normserver.errors import Unavailable
 from normserver.http import HttpServer, application
 from normserver.interceptors import Edge
 from normserver.lifetime import Lifetime
@@ -27,7 +28,7 @@ from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
 from normserver.published import Published
 from normserver.service import NormalizationService
-from normserver.store.base import Store, StoreError
+from normserver.store.base import Store, StoreError, Transaction
 from normserver.store.sqlite import SqliteStore
 from normserver.store_thread import StoreThread
 from normstats.v1 import normalization_service_pb2 as pb
@@ -166,11 +167,14 @@ class App:
 
     async def _forget_producers(self) -> None:
         idle_seconds = self._settings.forget_producers_after_hours * 3600
+
+        def forget(transaction: Transaction) -> int:
+            return transaction.forget_producers(time.time() - idle_seconds)
+
         while True:
             await asyncio.sleep(_FORGET_EVERY_SECONDS)
-            with contextlib.suppress(Exception):  # the store says so itself when it is down
-                idle_since = time.time() - idle_seconds
-                await self._store.run(lambda transaction: transaction.forget_producers(idle_since))  # noqa: B023
+            with contextlib.suppress(Unavailable):  # the store says so itself when it is down
+                await self._store.run(forget)
 
     def _addresses(self, port: int) -> dict[str, str]:
         listen = self._settings.listen

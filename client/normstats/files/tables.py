@@ -23,7 +23,6 @@ class CsvSource:
 
     def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self._path = path
-        self._columns = columns
         try:
             with self._open() as reader:
                 self._names = _chosen(path, reader.schema, columns)
