@@ -75,22 +75,37 @@ def payload_of(value: Any) -> Payload:
             return Payload("bfloat16", dense.view(torch.int16).numpy().view(np.uint16), value)
         array = dense.numpy()
         return Payload(array.dtype.name, array, value)
-    array = np.asarray(value)
+    array = _array(value, "input")
     if array.dtype == object:
         raise InvalidArgument("input is no array of numbers", field="input")
     dense = np.ascontiguousarray(array).reshape(array.shape)
     return Payload(array.dtype.name, dense.astype(dense.dtype.newbyteorder("<"), copy=False))
 
 
-def numbers_of(value: Any) -> npt.NDArray[Any]:
-    """A numpy array of a caller's values whose arithmetic numpy can do: bfloat16 becomes float32, exactly."""
+def numbers_of(value: Any, field: str = "batch") -> npt.NDArray[Any]:
+    """A numpy array of a caller's values whose arithmetic numpy can do: bfloat16 becomes float32, exactly.
+
+    Raises:
+        InvalidArgument: they are no real numbers.
+    """
     if is_torch(value):
         import torch
 
         value = value.detach().cpu()
-        return np.asarray((value.float() if value.dtype is torch.bfloat16 else value).numpy())
-    array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    array = _array(value, field)
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    if array.dtype.kind not in "biuf":  # numpy would drop an imaginary part, and count seconds of dates
+        raise InvalidArgument(f"{field} is {array.dtype}; expected real numbers", field=field)
+    return array
+
+
+def _array(value: Any, field: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidArgument(f"{field} is no array of numbers: {error}", field=field) from None
 
 
 class Output:

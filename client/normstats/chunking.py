@@ -32,10 +32,15 @@ def rows_are_independent(spec: specs.Spec, rank: int) -> bool:
         case specs.LayerNorm() | specs.RMSNorm():
             return not isinstance(spec.normalized_shape, int) and len(spec.normalized_shape) < rank
         case specs.MeanVarianceNorm(axes=axes):
-            return all(axis % rank != 0 for axis in axes)
+            return all(_is_inner(axis, rank) for axis in axes)
         case specs.LpNorm(axis=axis):
-            return axis % rank != 0
+            return _is_inner(axis, rank)
     return True
+
+
+def _is_inner(axis: int, rank: int) -> bool:
+    """Whether it is an axis other than the first; one that does not exist is none, and is the server's to refuse."""
+    return -rank <= axis < rank and axis % rank != 0
 
 
 def goes_in_chunks(payload: Payload, spec: specs.Spec, mode: Mode, options: NormalizeOptions) -> bool:
@@ -43,9 +48,16 @@ def goes_in_chunks(payload: Payload, spec: specs.Spec, mode: Mode, options: Norm
     rank = len(payload.shape)
     if rank < 2 or payload.shape[0] < 2 or not isinstance(options.style, str | None):
         return False
-    if mode == "train" and payload.values.nbytes <= MAX_TRAIN_BYTES:
+    if mode == "train" and not _trains_in_chunks(payload, spec, options):
         return False
     return rows_are_independent(spec, rank)
+
+
+def _trains_in_chunks(payload: Payload, spec: specs.Spec, options: NormalizeOptions) -> bool:
+    """Whether contributing first and then normalizing as a BATCH is the same; the server refuses the rest unmerged."""
+    corrected = isinstance(spec, specs.BatchNorm) and spec.renorm is not None
+    refused = options.inverse or options.snapshot or options.style is not None
+    return payload.values.nbytes > MAX_TRAIN_BYTES and not corrected and not refused
 
 
 def of_rank(spec: specs.Spec, rank: int) -> specs.Spec:

@@ -102,10 +102,10 @@ def _mask(x: npt.NDArray[Any], axis: int, lengths: Any, mask: Any) -> Mask | Non
         raise InvalidArgument("lengths and mask are both given; expected one of them", field="lengths")
     axes = [one for one in range(x.ndim) if one != axis]
     if lengths is not None:
-        mask = _of_lengths(x, axes, np.asarray(lengths))
+        mask = _of_lengths(x, axes, numbers_of(lengths, "lengths"))
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    mask = numbers_of(mask, "mask")
     if mask.dtype != np.bool_:
         raise InvalidArgument(f"mask is {mask.dtype}; expected bool", field="mask")
     if mask.ndim < x.ndim:

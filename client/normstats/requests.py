@@ -64,6 +64,21 @@ def padding_of(lengths: Any, mask: Any) -> tensor_pb2.Padding | None:
     return tensor_pb2.Padding(mask=tensor_pb2.Padding.Mask(shape=bits.shape, bits=bits.tobytes()))
 
 
+def check_padding(payload: Payload, options: NormalizeOptions) -> None:
+    """Check padding before it is cut along: a part that fits some chunk by chance would be taken for that chunk's own.
+
+    Raises:
+        InvalidArgument: lengths or mask are of another type, or do not go with the rows.
+    """
+    padding_of(options.lengths, options.mask)
+    rows, rank = payload.shape[0], len(payload.shape)
+    for field, given in (("lengths", options.lengths), ("mask", options.mask)):
+        shape: tuple[int, ...] = () if given is None else _numpy(given).shape
+        same_for_all = field == "mask" and len(shape) == rank and shape[0] == 1
+        if given is not None and shape[:1] != (rows,) and not same_for_all:
+            raise InvalidArgument(f"{field} has shape {shape}; input has {rows} rows", field=field)
+
+
 def rows_of(padding: Any, start: int, stop: int, rows: int) -> Any:
     """The part of lengths or a mask that belongs to some rows."""
     if padding is None:
@@ -132,12 +147,22 @@ def contribution(
         InvalidArgument: the batch does not fit the normalizer.
         FailedPrecondition: the normalizer keeps no statistics.
     """
+    running = running_spec(name, spec)
+    return of_moments(name, batches_of(batch, running, lengths=lengths, mask=mask, weights=weights), time)
+
+
+def running_spec(name: str, spec: specs.Spec) -> specs.RunningSpec:
+    """The spec of a normalizer that is contributed to.
+
+    Raises:
+        FailedPrecondition: the normalizer keeps no statistics.
+    """
     if not isinstance(spec, specs.RunningSpec):
         raise FailedPrecondition(
             f"normalizer {name!r} keeps no running statistics: its normalization uses each sample's own",
             reason="KEEPS_NO_STATISTICS",
         )
-    return of_moments(name, batches_of(batch, spec, lengths=lengths, mask=mask, weights=weights), time)
+    return spec
 
 
 def of_moments(name: str, batches: Sequence[Moments], time: float | datetime | None = None) -> pb.Contribution:

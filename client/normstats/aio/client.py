@@ -166,7 +166,7 @@ class AsyncClient:
         contributions = [
             requests.contribution(
                 name,
-                await self._connection.spec_of(name),
+                await self._connection.spec_of(name, timeout),
                 batch,
                 weights=requests.of_each(weights, name),
                 lengths=requests.of_each(lengths, name),

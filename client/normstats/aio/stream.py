@@ -114,7 +114,14 @@ class AsyncUpdateStream:
             await self._task.join()
 
     async def _run(self) -> None:
-        """Keep a connection until the stream is left, or the server refuses an update."""
+        try:
+            await self._keep_connected()
+        finally:
+            if not self._leaving and self._error is None:  # nothing is sent any more: whoever waits is told
+                await self._fail(Cancelled("the stream has ended: its client was closed"))
+
+    async def _keep_connected(self) -> None:
+        """Converse until the stream is left, or the server refuses an update."""
         backoff = Backoff()
         while not self._leaving:
             try:
@@ -130,13 +137,16 @@ class AsyncUpdateStream:
     async def _converse(self, backoff: Backoff) -> None:
         """One connection: the first reply tells what is durable already, the rest is sent again."""
         async with self._changed:
+            if self._leaving:
+                return
             self._conversation += 1
             self._may_send = False
             self._updates.reconnect()
-        try:
+            # With the lock held: whoever leaves is seen above, or finds this call and cancels it.
             self._call = self._connection.stub.UpdateRunningStatsStream(
                 self._frames(self._conversation), wait_for_ready=True
             )
+        try:
             async for reply in self._call:
                 backoff.reset()
                 async with self._changed:

@@ -161,7 +161,7 @@ class Client:
         contributions = [
             requests.contribution(
                 name,
-                self._connection.spec_of(name),
+                self._connection.spec_of(name, timeout),
                 batch,
                 weights=requests.of_each(weights, name),
                 lengths=requests.of_each(lengths, name),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,26 @@ class Connection:
     """What a client and its normalizers share."""
 
     def __init__(self, target: str, timeout: float, options: Sequence[Option]) -> None:
-        self._channel = concurrency.open_channel(target, options)
-        self.stub: Any = NormalizationServiceStub(self._channel)
+        self._target = target
+        self._options = options
+        self._opening = threading.Lock()
+        self._channel: Any = None
+        self._stub: Any = None
         self.timeout = timeout
         self.producer = Producer()
         self._specs: dict[str, specs.Spec] = {}
+
+    @property
+    def stub(self) -> Any:
+        """The contract's stub. Opened at first use: a channel belongs to the process and event loop that open it."""
+        self._open()
+        return self._stub
+
+    def _open(self) -> None:
+        with self._opening:
+            if self._stub is None:
+                self._channel = concurrency.open_channel(self._target, self._options)
+                self._stub = NormalizationServiceStub(self._channel)
 
     def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
         """A unary call.
@@ -39,10 +55,10 @@ class Connection:
         except grpc.RpcError as error:
             raise from_grpc(error) from error
 
-    def spec_of(self, name: str) -> specs.Spec:
+    def spec_of(self, name: str, timeout: float | None = None) -> specs.Spec:
         """The spec of a normalizer, asked for once."""
         if name not in self._specs:
-            reply = self.call(self.stub.GetNormalizer, pb.GetNormalizerRequest(name=name))
+            reply = self.call(self.stub.GetNormalizer, pb.GetNormalizerRequest(name=name), timeout)
             self.remember(name, spec_wire.from_proto(reply.normalizer.spec))
         return self._specs[name]
 
@@ -69,5 +85,6 @@ class Connection:
         return reply
 
     def close(self) -> None:
-        """Close the channel."""
+        """Close the channel; one that was never opened too, so that calls are refused from now on."""
+        self._open()
         self._channel.close()

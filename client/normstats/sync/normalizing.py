@@ -12,7 +12,7 @@ import grpc
 from normstats import chunking, requests, specs
 from normstats.arrays import Output, Payload, payload_of
 from normstats.backoff import Backoff
-from normstats.errors import connection_broke, from_grpc
+from normstats.errors import InvalidArgument, connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
 from normstats.sync import concurrency
@@ -30,10 +30,12 @@ def normalize(
 ) -> Any:
     """Normalize an array; see Client.normalize."""
     payload = payload_of(x)
+    requests.mode_of(options.mode)
     if payload.values.nbytes > chunking.CHUNK_BYTES:
-        spec = connection.spec_of(target) if isinstance(target, str) else target
+        spec = connection.spec_of(target, timeout) if isinstance(target, str) else target
         mode = chunking.effective_mode(spec, options.mode, named=isinstance(target, str))
         if chunking.goes_in_chunks(payload, spec, mode, options):
+            requests.check_padding(payload, options)
             moments = _moments(connection, x, target, spec, mode, options, timeout)
             opening = requests.opening(target, chunking.of_rank(spec, len(payload.shape)), mode, options, moments)
             total = connection.timeout * max(1.0, payload.values.nbytes / 2**26) if timeout is None else timeout
@@ -58,6 +60,10 @@ def _moments(
     timeout: float | None,
 ) -> Moments | None:
     """Statistics that span rows are taken here, to go ahead of the chunks; in TRAIN mode they are contributed."""
+    if mode == "train":
+        if not isinstance(target, str):
+            raise InvalidArgument("mode is 'train'; expected a normalizer's name, to contribute to", field="mode")
+        requests.running_spec(target, spec)
     if not isinstance(spec, specs.RunningSpec) or mode == "eval":
         return None
     (moments,) = batches_of(x, spec, lengths=options.lengths, mask=options.mask)

@@ -115,7 +115,14 @@ class UpdateStream:
             self._task.join()
 
     def _run(self) -> None:
-        """Keep a connection until the stream is left, or the server refuses an update."""
+        try:
+            self._keep_connected()
+        finally:
+            if not self._leaving and self._error is None:  # nothing is sent any more: whoever waits is told
+                self._fail(Cancelled("the stream has ended: its client was closed"))
+
+    def _keep_connected(self) -> None:
+        """Converse until the stream is left, or the server refuses an update."""
         backoff = Backoff()
         while not self._leaving:
             try:
@@ -131,13 +138,16 @@ class UpdateStream:
     def _converse(self, backoff: Backoff) -> None:
         """One connection: the first reply tells what is durable already, the rest is sent again."""
         with self._changed:
+            if self._leaving:
+                return
             self._conversation += 1
             self._may_send = False
             self._updates.reconnect()
-        try:
+            # With the lock held: whoever leaves is seen above, or finds this call and cancels it.
             self._call = self._connection.stub.UpdateRunningStatsStream(
                 self._frames(self._conversation), wait_for_ready=True
             )
+        try:
             for reply in self._call:
                 backoff.reset()
                 with self._changed:
