@@ -21,6 +21,7 @@ from normcore.normalize.channel import batch_norm, batch_renorm, min_max, standa
 from normcore.normalize.group import adaptive_instance_norm, group_norm, instance_norm, instance_statistics
 from normcore.normalize.row import layer_norm, rms_norm
 from normcore.running import BatchAverage, BatchEma, Cumulative, Estimate, Running, RunningPolicy, TimeEma
+from normcore.stack import MomentsStack
 
 __all__ = [
     "BatchAverage",
@@ -30,6 +31,7 @@ __all__ = [
     "Estimate",
     "InvalidParameter",
     "Moments",
+    "MomentsStack",
     "NanPolicy",
     "NoInverse",
     "NonFinite",

@@ -69,7 +69,10 @@ def reduce(stack: Parts, *, between: bool = True) -> Parts:
     shift = twofold.div(off, twofold.from_double(torch.where(count == 0, 1.0, count).expand_as(m2.hi)))
     if between:
         squares = twofold.total(twofold.mul(weighted, delta))
-        m2 = twofold.add(m2, twofold.at_least_0(twofold.sub(squares, twofold.mul(off, shift))))
+        spread = twofold.at_least_0(twofold.sub(squares, twofold.mul(off, shift)))
+        # Squares beyond float64 are infinite, and inf - inf must not make them NaN.
+        spread = twofold.each(lambda t: torch.where(squares.hi == torch.inf, squares.hi, t), spread)
+        m2 = twofold.add(m2, spread)
     return Parts(count, twofold.add(mean, shift), m2, stack.min.amin(0), stack.max.amax(0))
 
 

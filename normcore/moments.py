@@ -12,7 +12,7 @@ from torch import Tensor
 from normcore import algebra, layout
 from normcore.algebra import Parts
 from normcore.errors import InvalidParameter, NonFinite, ShapeMismatch
-from normcore.kernels import reference
+from normcore.kernels import launch, reference
 from normcore.twofold import Twofold
 
 NanPolicy = Literal["reject", "omit", "propagate"]
@@ -84,6 +84,29 @@ def parts_of(moments: Moments) -> Parts:
     )
 
 
+def rows_of(moments: Sequence[Moments]) -> Tensor:
+    """Moments one after another in one tensor (K, 7, C), in the order of their fields.
+
+    Raises:
+        ShapeMismatch: they are of different numbers of features.
+        InvalidParameter: there are none.
+    """
+    if not moments:
+        raise InvalidParameter("moments", "are none; expected at least one")
+    width = moments[0].num_features
+    for index, other in enumerate(moments):
+        if other.num_features != width:
+            raise ShapeMismatch("moments", f"[{index}] has {other.num_features} features; expected {width}")
+    return torch.stack([torch.stack([one.count.expand_as(one.mean), *_flat(parts_of(one))[1:]]) for one in moments])
+
+
+def moments_of_row(row: Tensor) -> Moments:
+    """The moments of one row (7, C); their count is of shape () where it is the same for all features."""
+    count, *rest = row
+    alike = bool((count == count[:1]).all())
+    return Moments(count[:1].sum() if alike else count, *rest)
+
+
 def moments_from(parts: Parts) -> Moments:
     """Moments of bare tensors of shape (C,), the count's () or (1,) where it is one for all."""
     count = parts.n.reshape(()) if parts.n.shape == (1,) else parts.n
@@ -99,24 +122,19 @@ def merge(a: Moments, b: Moments) -> Moments:
     return merge_all((a, b))
 
 
-def merge_all(moments: Sequence[Moments], factors: Sequence[Tensor] | None = None) -> Moments:
-    """All merged at once, each with its weights first multiplied by its factor, () or (C,).
+def merge_all(moments: Sequence[Moments]) -> Moments:
+    """All merged at once.
 
     Raises:
         ShapeMismatch: they are of different numbers of features.
         InvalidParameter: there are none.
     """
-    return moments_from(algebra.reduce(_stack(moments, factors)))
+    return moments_of_row(launch.compose(rows_of(moments), None, between=True))
 
 
 def pool(a: Moments, b: Moments) -> Moments:
     """`merge` without the term between means: means are averaged by weight, m2 added."""
-    return pool_all((a, b))
-
-
-def pool_all(moments: Sequence[Moments], factors: Sequence[Tensor] | None = None) -> Moments:
-    """`merge_all` without the term between means."""
-    return moments_from(algebra.reduce(_stack(moments, factors), between=False))
+    return moments_of_row(launch.compose(rows_of((a, b)), None, between=False))
 
 
 def scale(moments: Moments, factor: float | Tensor) -> Moments:
@@ -195,22 +213,6 @@ def _reject(x: Tensor, mask: Tensor | None, shape: torch.Size, *, omit: bool) ->
         raise InvalidParameter("x", "has values whose squares exceed float64; expected magnitudes below 1e150")
     first = bad.reshape(shape).nonzero()[0]
     raise NonFinite("x", int(bad.sum()), tuple(first.tolist()))
-
-
-def _stack(moments: Sequence[Moments], factors: Sequence[Tensor] | None) -> Parts:
-    if not moments:
-        raise InvalidParameter("moments", "are none; expected at least one")
-    for index, other in enumerate(moments):
-        if other.num_features != moments[0].num_features:
-            raise ShapeMismatch(
-                "moments", f"[{index}] has {other.num_features} features; expected {moments[0].num_features}"
-            )
-    return algebra.stacked(
-        [
-            parts_of(one) if factors is None else algebra.scale(parts_of(one), factors[index])
-            for index, one in enumerate(moments)
-        ]
-    )
 
 
 def _flat(parts: Parts) -> tuple[Tensor, ...]:

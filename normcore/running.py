@@ -23,9 +23,10 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from normcore import twofold
 from normcore.errors import InvalidParameter, NothingSeen, ShapeMismatch, TooFewValues
-from normcore.moments import Moments, merge_all, pool_all, variance
+from normcore.kernels import launch
+from normcore.moments import Moments, moments_of_row, variance
+from normcore.stack import MomentsStack
 
 # What a seed weighs beside one row or batch: it stands until the first one comes, whose rounding then drowns it.
 _SEED_WEIGHT = 2.0**-100
@@ -98,25 +99,57 @@ class RunningPolicy(ABC):
         """
         if moments.is_empty:
             return Running.empty(moments.num_features, moments.mean.device)
-        return Running(self._weighted(moments), moments.count, 1, time)
+        batches = MomentsStack.of((moments,))
+        self.check(batches)
+        return Running(self._weighted(batches)[0], moments.count, 1, time)
+
+    def check(self, batches: MomentsStack) -> None:
+        """Check that each of some batches may become an element.
+
+        Raises:
+            TooFewValues: the policy needs an unbiased variance, and a feature has 1 value or less, but not none.
+        """
+        if not self._spreads:
+            counts = batches.counts
+            few = (counts > 0) & (counts <= 1)
+            _check_count("moments", few, counts, "at least 2 for the unbiased variance: a larger batch")
 
     def compose(self, older: Running, newer: Running) -> Running:
         """Both, one after the other."""
         return self.compose_all((older, newer))
 
     def compose_all(self, elements: Sequence[Running]) -> Running:
-        """All of them, in order; vectorised over a balanced tree.
+        """All of them, in order.
 
         Raises:
             ShapeMismatch: they are of different numbers of features.
             InvalidParameter: there are none.
         """
-        time = max((element.time for element in elements if not element.is_empty), default=0.0)
-        moments = self._combined(elements, time)
+        stack = MomentsStack.of([element.moments for element in elements])
+        moments, time = self._composed(stack, [element.time for element in elements])
         count = elements[0].count
         for element in elements[1:]:
             count = count + element.count
         return Running(moments, count, sum(element.num_batches for element in elements), time)
+
+    def absorb(self, running: Running, batches: MomentsStack, times: Sequence[float]) -> Running:
+        """A state and the batches that came after it, in order, seen at `times`; what `check` has passed.
+
+        The same as `compose_all` of the state and `of` each batch, in one pass over one tensor.
+        """
+        stack = MomentsStack.cat((MomentsStack.of((running.moments,)), self._weighted(batches)))
+        moments, time = self._composed(stack, [running.time, *times])
+        count = running.count + _one_for_all(batches.counts.sum(0))
+        num_batches = running.num_batches + int((batches.counts > 0).any(1).sum())
+        return Running(moments, count, num_batches, time)
+
+    def _composed(self, stack: MomentsStack, times: Sequence[float]) -> tuple[Moments, float]:
+        """The moments of weighted elements, and the moment that their weights refer to."""
+        seen = (stack.counts > 0).any(1).tolist()
+        time = max((time for time, some in zip(times, seen, strict=True) if some), default=0.0)
+        ages = [time - seen_at if some else 0.0 for seen_at, some in zip(times, seen, strict=True)]
+        factors = self._factors(stack.counts, ages)
+        return moments_of_row(launch.compose(stack.values, factors, between=self._spreads)), time
 
     def estimate(self, running: Running) -> Estimate:
         """The statistics.
@@ -157,13 +190,21 @@ class RunningPolicy(ABC):
         moments = Moments(mean.new_tensor(weight), mean, zero, var * degrees, zero, mean, mean)
         return Running(moments, mean.new_tensor(count), num_batches, time)
 
+    @property
     @abstractmethod
-    def _weighted(self, moments: Moments) -> Moments:
-        """A batch's moments with the policy's weights."""
+    def _spreads(self) -> bool:
+        """Whether the spread of the elements' means is part of the variance, not each one's unbiased own."""
 
-    @abstractmethod
-    def _combined(self, elements: Sequence[Running], time: float) -> Moments:
-        """The moments of all elements, whose latest is of `time`."""
+    def _weighted(self, batches: MomentsStack) -> MomentsStack:
+        """Batches with the policy's weights."""
+        return batches
+
+    def _factors(self, counts: Tensor, ages: Sequence[float]) -> Tensor | None:
+        """What is left of each element's weights when all are composed: (K, C) or (K, 1); None for all of it.
+
+        `ages` are seconds before the latest; 0 for what is empty.
+        """
+        return None
 
     @abstractmethod
     def _read(self, moments: Moments) -> tuple[Tensor, Tensor, int]:
@@ -184,11 +225,9 @@ class Cumulative(RunningPolicy):
         if self.ddof not in (0, 1):
             raise InvalidParameter("ddof", f"is {self.ddof!r}; expected 0 or 1")
 
-    def _weighted(self, moments: Moments) -> Moments:
-        return moments
-
-    def _combined(self, elements: Sequence[Running], time: float) -> Moments:
-        return merge_all([element.moments for element in elements])
+    @property
+    def _spreads(self) -> bool:
+        return True
 
     def _read(self, moments: Moments) -> tuple[Tensor, Tensor, int]:
         _check_count("statistics", moments.count <= self.ddof, moments.count, f"more than {self.ddof}")
@@ -203,11 +242,12 @@ class Cumulative(RunningPolicy):
 class BatchAverage(RunningPolicy):
     """The plain average over batches of their means and unbiased variances: torch.nn.BatchNorm with momentum=None."""
 
-    def _weighted(self, moments: Moments) -> Moments:
-        return _unbiased(moments, 1.0)
+    @property
+    def _spreads(self) -> bool:
+        return False
 
-    def _combined(self, elements: Sequence[Running], time: float) -> Moments:
-        return pool_all([element.moments for element in elements])
+    def _weighted(self, batches: MomentsStack) -> MomentsStack:
+        return MomentsStack(launch.unbiased(batches.values, 1.0))
 
     def _read(self, moments: Moments) -> tuple[Tensor, Tensor, int]:
         return moments.mean, variance(moments), 1
@@ -232,20 +272,20 @@ class BatchEma(RunningPolicy):
         if not 0 < self.new_value_weight <= 1:
             raise InvalidParameter("new_value_weight", f"is {self.new_value_weight!r}; expected above 0, at most 1")
 
-    def _weighted(self, moments: Moments) -> Moments:
-        return _unbiased(moments, self.new_value_weight)
+    @property
+    def _spreads(self) -> bool:
+        return False
 
-    def _combined(self, elements: Sequence[Running], time: float) -> Moments:
-        factors: list[Tensor] = []
-        left = torch.ones_like(elements[-1].moments.count)
-        for element in reversed(elements):
-            factors.append(left)
-            left = left * _remaining(element.moments)
-        return pool_all([element.moments for element in elements], factors[::-1])
+    def _weighted(self, batches: MomentsStack) -> MomentsStack:
+        return MomentsStack(launch.unbiased(batches.values, self.new_value_weight))
+
+    def _factors(self, counts: Tensor, ages: Sequence[float]) -> Tensor | None:
+        remaining = _remaining(counts).flip(0)
+        return torch.cat((torch.ones_like(counts[:1]), remaining[:-1].cumprod(0))).flip(0)
 
     def _read(self, moments: Moments) -> tuple[Tensor, Tensor, int]:
         weight = moments.count
-        return weight * moments.mean, _remaining(moments) + moments.m2, 1
+        return weight * moments.mean, _remaining(weight) + moments.m2, 1
 
     def _seed_weight(self, count: float, num_batches: int) -> tuple[float, float]:
         return 1.0, 1.0
@@ -265,14 +305,12 @@ class TimeEma(RunningPolicy):
         if not (isfinite(self.half_life_seconds) and self.half_life_seconds > 0):
             raise InvalidParameter("half_life_seconds", f"is {self.half_life_seconds!r}; expected above 0, finite")
 
-    def _weighted(self, moments: Moments) -> Moments:
-        return moments
+    @property
+    def _spreads(self) -> bool:
+        return True
 
-    def _combined(self, elements: Sequence[Running], time: float) -> Moments:
-        ages = [0.0 if element.is_empty else time - element.time for element in elements]
-        halves = torch.tensor(ages, dtype=torch.float64) / -self.half_life_seconds
-        factors = torch.exp2(halves).to(elements[0].moments.mean.device)
-        return merge_all([element.moments for element in elements], list(factors))
+    def _factors(self, counts: Tensor, ages: Sequence[float]) -> Tensor | None:
+        return torch.exp2(torch.tensor(ages, dtype=torch.float64) / -self.half_life_seconds).to(counts.device)[:, None]
 
     def _read(self, moments: Moments) -> tuple[Tensor, Tensor, int]:
         return moments.mean, variance(moments), 0
@@ -282,27 +320,19 @@ class TimeEma(RunningPolicy):
         return weight, weight
 
 
-def _unbiased(moments: Moments, weight: float) -> Moments:
-    """Moments of a total weight, whose m2 is that weight times the unbiased variance; of nothing where there is none.
-
-    Raises:
-        TooFewValues: a count above 0 is not above 1.
-    """
-    count = moments.count
-    _check_count("moments", (count > 0) & (count <= 1), count, "at least 2 for the unbiased variance: a larger batch")
-    weights = weight * (count > 0).to(count)
-    degrees = torch.where(count > 0, count - 1, 1.0)
-    factor = twofold.div(twofold.from_double(weights), twofold.from_double(degrees))
-    m2 = twofold.mul(twofold.Twofold(moments.m2, moments.m2_low), factor)
-    return Moments(weights, moments.mean, moments.mean_low, *m2, moments.min, moments.max)
-
-
-def _remaining(moments: Moments) -> Tensor:
+def _remaining(weight: Tensor) -> Tensor:
     """What an affine map leaves of the old value: 1 - weight, never below 0 by rounding."""
-    return (1 - moments.count).clamp(min=0)
+    return (1 - weight).clamp(min=0)
+
+
+def _one_for_all(count: Tensor) -> Tensor:
+    """A count (C,) as one number where it is the same for all features."""
+    return count[0] if count.numel() and bool((count == count[0]).all()) else count
 
 
 def _check_count(argument: str, bad: Tensor, count: Tensor, expected: str) -> None:
     if bool(bad.any()):
-        feature = int(bad.reshape(-1).nonzero()[0])
-        raise TooFewValues(argument, feature, float(count.reshape(-1)[feature]), expected)
+        index = int(bad.reshape(-1).nonzero()[0])
+        raise TooFewValues(
+            argument, index % count.shape[-1] if count.dim() else 0, float(count.reshape(-1)[index]), expected
+        )

@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from normcore.kernels import launch
+from normserver import process
 from normserver.committer import Committer
 from normserver.compute import Compute, pick_device
 from normserver.config import Settings, split_address
@@ -96,6 +98,7 @@ class App:
 
     async def start(self) -> None:
         """Open the store, bind the addresses, serve."""
+        launch.prepare()
         await self._store.open()
         try:
             if self._settings.http:
@@ -114,6 +117,7 @@ class App:
         await self._grpc.start()
         if self._http is not None:
             self._http.start()
+        process.settle()
         log.info("serving", extra=self._addresses(port) | {"device": str(self._compute.device)})
 
     async def drain(self) -> None:
@@ -189,6 +193,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # an integer tensor grows when it becomes float32
+        # The defaults, 1,000 and 3,000, shed a fleet that connects at once, as CANCELLED; our own queues are bounded.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 200_000),
         ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a silent twin
         # Clients ping every 30 s to find dead connections; anything below 10 s is a flood.
         ("grpc.keepalive_permit_without_calls", 1),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from normcore.kernels import launch
 from normcore.moments import Moments, violations
 from normcore.running import Running
+from normcore.stack import ROWS, MomentsStack
 from normserver.errors import InvalidArgument
 from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
@@ -55,38 +57,61 @@ def decode_count(data: bytes, num_features: int, field: str) -> Tensor:
     return count.reshape(()) if count.numel() == 1 else count
 
 
+def decode_batches(messages: Sequence[pb.Moments], num_features: int, field: str) -> MomentsStack:
+    """Moments of C features, one after another, checked: sizes, finite, count >= 0, m2 >= 0, min <= mean <= max.
+
+    Raises:
+        InvalidArgument: they do not hold; the field is that of the first that is wrong.
+    """
+    rows = [_row(message, num_features, f"{field}[{index}]") for index, message in enumerate(messages)]
+    return _checked(b"".join(rows), num_features, [f"{field}[{index}]" for index in range(len(rows))])
+
+
 def decode_moments(message: pb.Moments, num_features: int, field: str) -> Moments:
-    """Moments of C features, checked: sizes, finite, count >= 0, m2 >= 0, min <= mean <= max.
+    """Moments of C features, checked likewise.
 
     Raises:
         InvalidArgument: they do not hold.
     """
-    zeros = bytes(8 * num_features)
-
-    def array(name: str, default: bytes = b"") -> Tensor:
-        return decode_array(getattr(message, name) or default, (num_features,), f"{field}.{name}")
-
-    moments = Moments(
-        count=decode_count(message.count, num_features, f"{field}.count"),
-        mean=array("mean"),
-        mean_low=array("mean_low", zeros),
-        m2=array("m2"),
-        m2_low=array("m2_low", zeros),
-        min=array("min"),
-        max=array("max"),
-    )
-    check_mergeable(moments, field)
-    return moments
+    return _checked(_row(message, num_features, field), num_features, (field,))[0]
 
 
-def check_mergeable(moments: Moments, field: str) -> None:
+def _checked(data: bytes, num_features: int, fields: Sequence[str]) -> MomentsStack:
+    stack = MomentsStack(float64_tensor(data).reshape(len(fields), len(ROWS), num_features))
+    check_mergeable(stack, fields)
+    return stack
+
+
+def _row(message: pb.Moments, num_features: int, field: str) -> bytes:
+    """The bytes of one row of a stack."""
+    size = 8 * num_features
+    count, mean, mean_low, m2 = message.count, message.mean, message.mean_low, message.m2
+    m2_low, low, high = message.m2_low, message.min, message.max
+    if len(count) == 8:
+        count = count * num_features
+    row = b"".join((count, mean, mean_low or bytes(size), m2, m2_low or bytes(size), low, high))
+    if len(row) != len(ROWS) * size or not len(count) == len(mean) == len(m2) == len(low) == len(high) == size:
+        for name in ROWS:
+            expected = (1, num_features) if name == "count" else (num_features,)
+            if getattr(message, name) or not name.endswith("_low"):
+                decode_array(getattr(message, name), expected, f"{field}.{name}")
+    return row
+
+
+def check_mergeable(batches: MomentsStack, fields: Sequence[str]) -> None:
     """Check that moments are those of real values, and that no merge of them can overflow.
 
     Raises:
-        InvalidArgument: they are not.
+        InvalidArgument: those that the first wrong one came in are not.
     """
-    if _plainly_fit(moments):
+    if launch.within(batches.values, max_count=MAX_COUNT, max_magnitude=MAX_MAGNITUDE, max_m2=MAX_M2):
         return
+    for field, moments in zip(fields, batches, strict=True):
+        _check_one(moments, field)
+
+
+def _check_one(moments: Moments, field: str) -> None:
+    """The same, one after another, and with sentences."""
     if problem := violations(moments):
         raise InvalidArgument(field, f"cannot be merged: {problem}", reason="INVALID_MOMENTS")
     if bool((moments.count > MAX_COUNT).any()):
@@ -104,21 +129,6 @@ def check_mergeable(moments: Moments, field: str) -> None:
             f"cannot be merged: some values are beyond {MAX_MAGNITUDE:g} in magnitude, where squares overflow float64",
             reason="INVALID_MOMENTS",
         )
-
-
-def _plainly_fit(moments: Moments) -> bool:
-    """Whether moments of features that have all seen something keep every rule; NaN keeps none of these.
-
-    The usual case, in numpy: 20 us for 256 features on the event loop, where `violations` with its sentences takes 130.
-    """
-    count, mean, mean_low, m2, m2_low, low, high = (
-        getattr(moments, name).numpy() for name in ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
-    )
-    return bool(
-        ((count > 0) & (count <= MAX_COUNT)).all()
-        and ((low >= -MAX_MAGNITUDE) & (high <= MAX_MAGNITUDE) & (low <= mean) & (mean <= high)).all()
-        and ((m2 >= 0) & (m2 <= MAX_M2) & (m2 + m2_low == m2) & (mean + mean_low == mean)).all()
-    )
 
 
 def encode_moments(moments: Moments) -> pb.Moments:

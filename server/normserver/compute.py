@@ -13,6 +13,7 @@ import torch
 from normcore.errors import NormcoreError
 from normserver.errors import ResourceExhausted, from_engine
 from normserver.metrics import Metrics
+from normserver.process import torch_threads
 
 T = TypeVar("T")
 
@@ -25,7 +26,9 @@ class Compute:
         self._metrics = metrics
         self._max_queued = max_queued
         self._queued = 0
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+        self._threads = ThreadPoolExecutor(
+            threads, thread_name_prefix="compute", initializer=torch_threads(torch.get_num_threads())
+        )
 
     async def run(self, work: Callable[[], T], *, prefix: str = "") -> T:
         """Run `work` on a thread. `prefix` is the request's field that its values came in.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from normcore.moments import Moments
+from normcore.stack import MomentsStack
 from normserver import codec, names, validate
 from normserver.committer import Committer
 from normserver.contributions import Contribution, Outcome, Submission
@@ -51,9 +52,9 @@ class Contributing:
 
     async def train(self, name: str, producer: bytes, sequence: int, batches: Sequence[Moments]) -> Outcome:
         """Contribute the moments of a batch that was normalized in TRAIN mode."""
-        for moments in batches:
-            codec.check_mergeable(moments, "input")
-        contribution = Contribution(name, batches, None, "input")
+        stack = MomentsStack.of(batches)
+        codec.check_mergeable(stack, ["input"] * len(stack))
+        contribution = Contribution(name, stack, None, "input")
         return await self._committer.submit(Submission(producer, sequence, (contribution,)))
 
     async def highest(self, producer: bytes) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from normcore.errors import NormcoreError
-from normcore.moments import Moments
 from normcore.running import Running, RunningPolicy
+from normcore.stack import MomentsStack
 from normserver.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -18,9 +19,12 @@ from normserver.errors import (
 )
 from normserver.producers import WINDOW, Verdict, Window
 from normserver.records import Record, has_stopped, policy_of, rows
+from normstats.specs import RunningSpec
 
 # How far a worker's clock may be ahead of the server's.
 MAX_AHEAD_SECONDS = 300.0
+
+_NEW = Window()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Contribution:
     """The moments of one or more batches, in order, for one normalizer. `field` is its path in the request."""
 
     name: str
-    batches: Sequence[Moments]
+    batches: MomentsStack
     observed_at: float | None
     field: str
 
@@ -73,13 +77,20 @@ class _Pending:
     """What this commit has gathered for one normalizer so far."""
 
     record: Record
+    spec: RunningSpec
+    running: Running
     policy: RunningPolicy
-    elements: list[Running] = field(default_factory=list)
-    count: float = 0.0
+    batches: list[MomentsStack] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    count: float = 0.0  # rows, kept up to date only where the spec stops at some
 
-    @property
-    def version(self) -> int:
-        return self.record.version + bool(self.elements)
+
+class _Admitted(NamedTuple):
+    """A submission that changes nothing, or is gathered; for each of its contributions whether that was left out."""
+
+    duplicate: bool
+    targets: Sequence[_Pending]
+    stopped: Sequence[bool]
 
 
 def decide(
@@ -89,18 +100,21 @@ def decide(
 
     A submission that its window has seen is told so and changes nothing; one that cannot be merged, in any part,
     gets its error, changes nothing and does not use up its sequence. Each record that changes goes up one version,
-    however many contributions it takes in.
+    however many contributions it takes in; all of them are told that version.
     """
     after = dict(windows)
     gathered: dict[str, _Pending] = {}
-    outcomes: list[Outcome | ServiceError] = []
+    admitted: list[_Admitted | ServiceError] = []
     for submission in submissions:
         try:
-            outcomes.append(_admit(submission, records, after, gathered, now))
+            admitted.append(_admit(submission, records, after, gathered, now))
         except ServiceError as error:
-            outcomes.append(error)
-    changed = [_committed(pending, now) for pending in gathered.values() if pending.elements]
+            admitted.append(error)
+    changed = [record for pending in gathered.values() if (record := _committed(pending, now)) is not None]
+    versions = {name: pending.record.version for name, pending in gathered.items()}
+    versions |= {record.name: record.version for record in changed}
     changed_windows = {producer: window for producer, window in after.items() if windows.get(producer) != window}
+    outcomes = [one if isinstance(one, ServiceError) else _outcome(one, versions) for one in admitted]
     return Decision(changed, changed_windows, outcomes)
 
 
@@ -110,8 +124,8 @@ def _admit(
     windows: dict[bytes, Window],
     gathered: dict[str, _Pending],
     now: float,
-) -> Outcome:
-    window = windows.get(submission.producer, Window())
+) -> _Admitted:
+    window = windows.get(submission.producer, _NEW)
     verdict = window.verdict(submission.sequence)
     if verdict is Verdict.TOO_OLD:
         raise OutOfRange(
@@ -121,14 +135,20 @@ def _admit(
         )
     targets = [_target(contribution, records, gathered) for contribution in submission.contributions]
     if verdict is Verdict.SEEN:
-        seen = [Contributed(t.record.name, t.version, stopped=False) for t in targets]
-        return Outcome(duplicate=True, contributed=seen)
-    elements = [
-        _elements(contribution, target, now)
-        for contribution, target in zip(submission.contributions, targets, strict=True)
-    ]
+        return _Admitted(True, targets, [False] * len(targets))
+    together = list(zip(submission.contributions, targets, strict=True))
+    times = [_check(contribution, target, now) for contribution, target in together]
     windows[submission.producer] = window.add(submission.sequence)
-    return Outcome(False, [_gather(target, some) for target, some in zip(targets, elements, strict=True)])
+    taken = [_gather(*one, time) for one, time in zip(together, times, strict=True)]
+    return _Admitted(False, targets, [not some for some in taken])
+
+
+def _outcome(admitted: _Admitted, versions: Mapping[str, int]) -> Outcome:
+    together = zip(admitted.targets, admitted.stopped, strict=True)
+    contributed = [
+        Contributed(target.record.name, versions[target.record.name], stopped) for target, stopped in together
+    ]
+    return Outcome(admitted.duplicate, contributed)
 
 
 def _target(contribution: Contribution, records: Mapping[str, Record], gathered: dict[str, _Pending]) -> _Pending:
@@ -137,28 +157,21 @@ def _target(contribution: Contribution, records: Mapping[str, Record], gathered:
         raise no_such_normalizer(contribution.name)
     if contribution.name not in gathered:
         spec, running = record.statistics()
-        gathered[contribution.name] = _Pending(record, policy_of(spec), count=rows(running))
+        gathered[contribution.name] = _Pending(record, spec, running, policy_of(spec), count=rows(running))
     return gathered[contribution.name]
 
 
-def _elements(contribution: Contribution, target: _Pending, now: float) -> Sequence[Running] | None:
-    """The contribution's batches as elements of the normalizer's monoid; None where it has stopped by itself.
-
-    They are composed later, with all others of this commit at once: one tree of merges instead of many small ones.
-    """
-    spec, running = target.record.statistics()
+def _check(contribution: Contribution, target: _Pending, now: float) -> float:
+    """Check that a contribution can be merged; returns when it was observed."""
     if target.record.frozen:
         raise FailedPrecondition(
             f"normalizer {contribution.name!r} is frozen; unfreeze it to contribute", reason="NORMALIZER_FROZEN"
         )
-    width = running.moments.mean.numel()
-    for moments in contribution.batches:
-        if moments.mean.numel() != width:
-            raise InvalidArgument(
-                contribution.field, f"has {moments.mean.numel()} features; normalizer {contribution.name!r} has {width}"
-            )
-    if has_stopped(spec, target.count):
-        return None
+    width, batches = target.spec.num_features, contribution.batches
+    if batches.num_features != width:
+        raise InvalidArgument(
+            contribution.field, f"has {batches.num_features} features; normalizer {contribution.name!r} has {width}"
+        )
     time = now if contribution.observed_at is None else contribution.observed_at
     if time > now + MAX_AHEAD_SECONDS:
         raise InvalidArgument(
@@ -167,20 +180,30 @@ def _elements(contribution: Contribution, target: _Pending, now: float) -> Seque
             "what is to come would outweigh all that was",
         )
     try:
-        return [target.policy.of(moments, time) for moments in contribution.batches if not moments.is_empty]
+        target.policy.check(batches)
     except NormcoreError as error:
         raise from_engine(error, f"{contribution.field}.") from error
+    return time
 
 
-def _gather(target: _Pending, elements: Sequence[Running] | None) -> Contributed:
-    if elements is None:
-        return Contributed(target.record.name, target.version, stopped=True)
-    target.elements.extend(elements)
-    target.count += sum(rows(element) for element in elements)
-    return Contributed(target.record.name, target.version, stopped=False)
+def _gather(contribution: Contribution, target: _Pending, time: float) -> bool:
+    """Put a contribution with all others of this commit, to be merged at once; False where it has stopped by itself."""
+    if has_stopped(target.spec, target.count):
+        return False
+    batches = contribution.batches
+    target.batches.append(batches)
+    target.times.extend([time] * len(batches))
+    if target.spec.freeze_after is not None and len(batches):
+        target.count += float(batches.counts.sum(0).max())
+    return True
 
 
-def _committed(pending: _Pending, now: float) -> Record:
-    _, running = pending.record.statistics()
-    merged = pending.policy.compose_all([running, *pending.elements])
-    return replace(pending.record, running=merged, version=pending.version, updated_at=now)
+def _committed(pending: _Pending, now: float) -> Record | None:
+    """The next version, with all that was gathered; None if that is nothing."""
+    if not pending.batches:
+        return None
+    batches = MomentsStack.cat(pending.batches)
+    if not bool(batches.counts.any()):
+        return None
+    merged = pending.policy.absorb(pending.running, batches, pending.times)
+    return replace(pending.record, running=merged, version=pending.record.version + 1, updated_at=now)

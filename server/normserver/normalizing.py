@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from normcore.errors import NormcoreError, NothingSeen
-from normcore.moments import Moments
 from normcore.running import Estimate, Running
+from normcore.stack import MomentsStack
 from normserver import codec, engine
 from normserver.compute import Compute
 from normserver.engine import Batch, Mode, Normalized, Plan
@@ -66,12 +65,12 @@ class Normalizing:
         """Normalize a batch on the device."""
         return await self._compute.run(lambda: engine.normalize(plan, batch, self._compute.device), prefix=prefix)
 
-    async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> Sequence[Moments]:
+    async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> MomentsStack:
         """The moments of a raw batch."""
         taken = await self._compute.run(lambda: engine.moments(spec, batch, self._compute.device), prefix=prefix)
-        for moments in taken:
-            codec.check_mergeable(moments, f"{prefix}input")
-        return taken
+        stack = MomentsStack.of(taken) if taken else MomentsStack.empty(spec.num_features)
+        codec.check_mergeable(stack, [f"{prefix}input"] * len(stack))
+        return stack
 
     async def _target(self, wanted: Wanted) -> tuple[specs.Spec, Running | None, int]:
         if not isinstance(wanted.target, str):

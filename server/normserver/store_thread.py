@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from normserver.errors import Unavailable
+from normserver.process import torch_threads
 from normserver.store.base import Store, StoreUnavailable, Transaction
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class StoreThread:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store", initializer=torch_threads(1))
         self.up = False
 
     async def open(self) -> None:

@@ -9,8 +9,8 @@ import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 from torch import Tensor
 
-from normcore.moments import Moments
 from normcore.running import Running
+from normcore.stack import MomentsStack
 from normserver import codec, names
 from normserver.contributions import Contribution
 from normserver.engine import MAX_GHOST_BATCHES, Batch, Mode, Plan
@@ -201,13 +201,10 @@ def names_of(messages: Sequence[pb.Contribution], prefix: str = "") -> list[str]
     return list(found)
 
 
-def _moments(message: pb.Contribution.MomentsOfBatches, num_features: int, field: str) -> list[Moments]:
+def _moments(message: pb.Contribution.MomentsOfBatches, num_features: int, field: str) -> MomentsStack:
     if len(message.batches) > MAX_BATCHES:
         raise InvalidArgument(f"{field}.batches", f"has {len(message.batches)} items; expected at most {MAX_BATCHES}")
-    return [
-        codec.decode_moments(moments, num_features, f"{field}.batches[{index}]")
-        for index, moments in enumerate(message.batches)
-    ]
+    return codec.decode_batches(message.batches, num_features, f"{field}.batches")
 
 
 def _raw_bytes(message: pb.Contribution.RawBatch, field: str) -> int:

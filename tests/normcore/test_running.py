@@ -13,6 +13,7 @@ from torch import Tensor
 from normcore.errors import InvalidParameter, NothingSeen, ShapeMismatch, TooFewValues
 from normcore.moments import Moments, moments_of, violations
 from normcore.running import BatchAverage, BatchEma, Cumulative, Running, RunningPolicy, TimeEma
+from normcore.stack import MomentsStack
 from tests.normcore.exact import m2_of, relative_error
 
 POLICIES = [Cumulative(), Cumulative(ddof=1), BatchAverage(), BatchEma(0.1), BatchEma(1.0), TimeEma(10.0)]
@@ -81,6 +82,17 @@ def test_an_empty_batch_contributes_and_ages_nothing(policy: RunningPolicy) -> N
     empty = policy.of(moments_of(torch.empty(0, 3), 1), 1e9)
     assert empty.is_empty
     assert (empty.num_batches, empty.time, empty.count.item()) == (0, 0.0, 0)
+
+
+@every_policy
+def test_a_state_absorbs_batches_as_if_each_were_composed(policy: RunningPolicy) -> None:
+    masks = [None, torch.tensor([[True, False, True]]), torch.tensor([[False]])]
+    batches = [moments_of(random(4, 3, seed=seed), 1, mask=masks[seed % 3]) for seed in range(20)]
+    times = [float(seed * 7 % 20) for seed in range(20)]
+    state = element(policy, 99, time=3.0)
+    one_by_one = policy.compose_all([state, *(policy.of(*one) for one in zip(batches, times, strict=True))])
+    assert_same(policy.absorb(state, MomentsStack.of(batches), times), one_by_one)
+    assert_same(policy.absorb(Running.empty(3), MomentsStack.of(batches[2:3]), [1.0]), Running.empty(3))
 
 
 @every_policy

@@ -11,7 +11,18 @@ from normcore import errors
 
 def test_the_public_surface_is_this() -> None:
     assert set(normcore.__all__) == {
-        *("Moments", "NanPolicy", "merge", "merge_all", "moments_of", "pool", "scale", "variance", "violations"),
+        *(
+            "Moments",
+            "MomentsStack",
+            "NanPolicy",
+            "merge",
+            "merge_all",
+            "moments_of",
+            "pool",
+            "scale",
+            "variance",
+            "violations",
+        ),
         *("Running", "RunningPolicy", "Estimate", "Cumulative", "BatchAverage", "BatchEma", "TimeEma", "Drift"),
         *("standardize", "unstandardize", "min_max", "unmin_max", "batch_norm", "batch_renorm"),
         *("layer_norm", "rms_norm", "group_norm", "instance_norm", "adaptive_instance_norm", "instance_statistics"),

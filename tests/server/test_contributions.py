@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from normcore import Running, moments_of
+from normcore import MomentsStack, Running, moments_of
 from normserver.contributions import Contributed, Contribution, Decision, Outcome, Submission, decide
 from normserver.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from normserver.producers import WINDOW, Window
@@ -24,7 +24,7 @@ def record(name: str = "n", spec: specs.RunningSpec | None = None, *, frozen: bo
 
 def contribution(*batches: list[float], name: str = "n", observed_at: float | None = None) -> Contribution:
     moments = [moments_of(torch.tensor(values, dtype=torch.float64).reshape(-1, 1), 1) for values in batches]
-    return Contribution(name, moments, observed_at, "contributions[0]")
+    return Contribution(name, MomentsStack.of(moments), observed_at, "contributions[0]")
 
 
 def submission(producer: bytes, sequence: int, *contributions: Contribution) -> Submission:

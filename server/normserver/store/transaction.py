@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from normserver.producers import Window
 from normserver.records import Record, SnapshotRecord
@@ -16,6 +17,15 @@ T = TypeVar("T")
 
 # How many values one IN list may have: SQLite takes 32,766 parameters, PostgreSQL 65,535.
 _IN_LIST = 1000
+
+
+def _put_window(statement: Any) -> Any:
+    new = statement.excluded
+    values = {"highest": new.highest, "seen": new.seen, "used_at": new.used_at}
+    return statement.on_conflict_do_update(index_elements=[producers.c.producer], set_=values)
+
+
+_PUT_WINDOW = {"sqlite": _put_window(sqlite.insert(producers)), "postgresql": _put_window(postgresql.insert(producers))}
 
 
 class SqlTransaction:
@@ -72,10 +82,8 @@ class SqlTransaction:
     def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
         """Remember producers' windows."""
         if windows:
-            # Deleted and inserted, since an upsert is each database's own.
-            for some in _slices(sorted(windows)):
-                self._connection.execute(delete(producers).where(producers.c.producer.in_(some)))
-            self._connection.execute(insert(producers), [_window_row(p, w, now) for p, w in windows.items()])
+            rows = [_window_row(producer, windows[producer], now) for producer in sorted(windows)]
+            self._connection.execute(_PUT_WINDOW[self._connection.dialect.name], rows)
 
     def forget_producers(self, idle_since: float) -> int:
         """Forget the producers that were last used before that time."""
