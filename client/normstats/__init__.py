@@ -25,7 +25,7 @@ from normstats.errors import (
     Unavailable,
     Unimplemented,
 )
-from normstats.results import Drift, NormalizerInfo, RunningState, SnapshotInfo, Stats, UpdateResult
+from normstats.results import Drift, NormalizerInfo, Round, RunningState, SnapshotInfo, Stats, UpdateResult
 from normstats.specs import (
     AdaptiveInstanceNorm,
     BatchNorm,
@@ -41,7 +41,7 @@ from normstats.specs import (
     Spec,
     Standardize,
 )
-from normstats.sync import Client, Normalizer, UpdateStream, connect
+from normstats.sync import Client, Member, Normalizer, UpdateStream, connect
 
 __version__ = _version("normstats")
 
@@ -63,6 +63,7 @@ __all__ = [
     "LocalResponseNorm",
     "LpNorm",
     "MeanVarianceNorm",
+    "Member",
     "MinMax",
     "Normalizer",
     "NormalizerInfo",
@@ -72,6 +73,7 @@ __all__ = [
     "PermissionDenied",
     "RMSNorm",
     "ResourceExhausted",
+    "Round",
     "RunningState",
     "SnapshotInfo",
     "Spec",

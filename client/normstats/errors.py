@@ -1,6 +1,7 @@
 """What a call can raise, by the code that the server answered with.
 
-NormstatsError             .message the server's sentence, .field the path of what is wrong, .reason a constant
+NormstatsError             .message the server's sentence, .field the path of what is wrong, .reason a constant,
+                           .metadata facts that a program acts on
 ├── InvalidArgument        a field is wrong (also a ValueError)
 ├── NotFound               no such normalizer or snapshot
 ├── AlreadyExists          the name or tag is taken by something else
@@ -18,6 +19,7 @@ NormstatsError             .message the server's sentence, .field the path of wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -27,15 +29,18 @@ _DETAILS = "grpc-status-details-bin"
 
 
 class NormstatsError(Exception):
-    """A call failed. `code` is gRPC's name of it; `field` and `reason` are empty where the server gave none."""
+    """A call failed. `code` is gRPC's name of it; `field`, `reason` and `metadata` are empty where there are none."""
 
     code = "UNKNOWN"
 
-    def __init__(self, message: str, *, field: str = "", reason: str = "") -> None:
+    def __init__(
+        self, message: str, *, field: str = "", reason: str = "", metadata: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.reason = reason
+        self.metadata = dict(metadata or {})
 
 
 class InvalidArgument(NormstatsError, ValueError):
@@ -122,8 +127,8 @@ _BY_CODE = {kind.code: kind for kind in NormstatsError.__subclasses__()}
 def from_grpc(error: grpc.RpcError) -> NormstatsError:
     """The error that a failed call, of either kind of channel, amounts to."""
     kind = _BY_CODE.get(error.code().name, NormstatsError)
-    field, reason = _details(error)
-    return kind(error.details() or error.code().name, field=field, reason=reason)
+    field, reason, facts = _details(error)
+    return kind(error.details() or error.code().name, field=field, reason=reason, metadata=facts)
 
 
 def connection_broke(error: grpc.RpcError) -> bool:
@@ -135,16 +140,18 @@ def connection_broke(error: grpc.RpcError) -> bool:
     return code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.INTERNAL and not _details(error)[1])
 
 
-def _details(error: grpc.RpcError) -> tuple[str, str]:
+def _details(error: grpc.RpcError) -> tuple[str, str, dict[str, str]]:
     field = reason = ""
+    facts: dict[str, str] = {}
     metadata: Any = error.trailing_metadata() or ()
     for key, value in metadata:
         if key != _DETAILS:
             continue
         for packed in status_pb2.Status.FromString(value).details:
             if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                reason = error_details_pb2.ErrorInfo.FromString(packed.value).reason
+                info = error_details_pb2.ErrorInfo.FromString(packed.value)
+                reason, facts = info.reason, dict(info.metadata)
             elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
                 violations = error_details_pb2.BadRequest.FromString(packed.value).field_violations
                 field = violations[0].field if violations else ""
-    return field, reason
+    return field, reason, facts

@@ -37,6 +37,12 @@ class Moments:
     min: Array
     max: Array
 
+    @classmethod
+    def empty(cls, num_features: int) -> Moments:
+        """Moments of nothing."""
+        zeros = np.zeros(num_features)
+        return cls(np.zeros(1), zeros, zeros, zeros, zeros + np.inf, zeros - np.inf)
+
     def to_proto(self) -> resources_pb2.Moments:
         """The contract's form."""
         return resources_pb2.Moments(
@@ -79,6 +85,16 @@ def batches_of(
         )
         for start in starts
     ]
+
+
+def moments_of(
+    batch: Any, spec: specs.RunningSpec, *, lengths: Any = None, mask: Any = None, weights: Any = None
+) -> Moments:
+    """The moments of a whole batch, as if the spec had no ghost batches; see `batches_of`."""
+    x = numbers_of(batch)
+    axis = _channel_axis(x, spec)
+    real = _mask(x, axis, lengths, mask)
+    return _moments(x, axis, real, None if weights is None else _weights(x, weights), spec.nan_policy)
 
 
 def _channel_axis(x: npt.NDArray[Any], spec: specs.RunningSpec) -> int:

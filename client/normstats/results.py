@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +141,54 @@ class Stats:
             update_time=_time(message.update_time),
             state=RunningState(message.state) if message.HasField("state") else None,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """What all members of a round gave together.
+
+    Moments are float64 (C,): `m2` is the sum of squared deviations from the mean, `var` the population's variance.
+    `count` is one number where it is the same for all features. Where nobody gave a row they are None; so is `vector`
+    where nobody gave one. `version` is the normalizer's that holds the round, 0 without one.
+    """
+
+    round: int
+    members: tuple[bytes, ...]
+    count: float | Array
+    mean: Array | None
+    m2: Array | None
+    min: Array | None
+    max: Array | None
+    vector: Array | None
+    version: int
+
+    @property
+    def var(self) -> Array | None:
+        """m2 / count."""
+        return None if self.m2 is None else self.m2 / self.count
+
+    @property
+    def std(self) -> Array | None:
+        """The square root of var."""
+        return None if self.var is None else np.sqrt(self.var)
+
+    @classmethod
+    def of(cls, message: pb.SynchronizeStatsResponse.Merged) -> Round:
+        """Read off a reply."""
+        counts = floats.from_bytes(message.moments.count)
+        seen = bool(counts.any())
+        mean, m2, low, high = (
+            _array(data) if seen else None
+            for data in (message.moments.mean, message.moments.m2, message.moments.min, message.moments.max)
+        )
+        count = 0.0 if not len(counts) else _number(counts[0]) if (counts == counts[0]).all() else counts
+        members, vector = tuple(message.member_ids), _array(message.vector)
+        return cls(message.round, members, count, mean, m2, low, high, vector, message.version)
+
+    def vector_like(self, given: Any) -> Array:
+        """The vector in the shape of what was given."""
+        total = np.zeros(0) if self.vector is None else self.vector
+        return total.reshape(np.shape(given))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -166,3 +166,13 @@ def within(values: Any, max_count: float, max_magnitude: float, max_m2: float) -
             if not (mean + values[k, _MEAN_LOW, c] == mean and m2 + values[k, _M2_LOW, c] == m2):
                 return False
     return True
+
+
+@_compiled
+def total(values: Any, out: Any) -> None:
+    """The sum over the first axis of values (K, C) into out (C), rounded once."""
+    for c in range(values.shape[1]):
+        high = low = 0.0
+        for k in range(values.shape[0]):
+            high, low = _add(high, low, values[k, c], 0.0)
+        out[c] = high

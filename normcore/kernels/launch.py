@@ -18,6 +18,7 @@ def prepare() -> None:
     values = torch.ones(1, 7, 1, dtype=torch.float64)
     compose(values, None, between=True)
     unbiased(2 * values, 1.0)
+    total(values[0])
     within(values, max_count=1.0, max_magnitude=1.0, max_m2=1.0)
 
 
@@ -51,6 +52,15 @@ def within(values: Tensor, *, max_count: float, max_magnitude: float, max_m2: fl
     if (compiled := _compiled(values)) is None:
         return reference.within(values, max_count=max_count, max_magnitude=max_magnitude, max_m2=max_m2)
     return bool(compiled.within(values.numpy(), max_count, max_magnitude, max_m2))
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over the first axis of values (K, C), rounded once."""
+    if (compiled := _compiled(values)) is None:
+        return reference.total(values)
+    out = torch.empty(values.shape[1], dtype=torch.float64)
+    compiled.total(values.numpy(), out.numpy())
+    return out
 
 
 def _compiled(values: Tensor) -> Any:

@@ -183,6 +183,11 @@ def within(values: Tensor, *, max_count: float, max_magnitude: float, max_m2: fl
     return bool((fits | (n == 0)).all())
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum over the first axis of values (K, C), rounded once."""
+    return twofold.total(twofold.from_double(values)).hi
+
+
 def _parts(values: Tensor) -> Parts:
     """Views of a stack (K, 7, C)."""
     count, mean, mean_low, m2, m2_low, low, high = values.unbind(1)

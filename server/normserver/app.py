@@ -22,12 +22,14 @@ from normserver.compute import Compute, pick_device
 from normserver.config import Settings, split_address
 from normserver.contributing import Contributing
 from normserver.errors import Unavailable
+from normserver.groups import Groups
 from normserver.http import HttpServer, application
 from normserver.interceptors import Edge
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
+from normserver.ownership import Sole
 from normserver.published import Published
 from normserver.service import NormalizationService
 from normserver.store.base import Store, StoreError, Transaction
@@ -126,7 +128,9 @@ class App:
         await self._health.enter_graceful_shutdown()
         self._lifetime.stop()
         self._published.stop()
+        self._groups.stop()
         await self._grpc.stop(self._settings.drain_seconds)
+        await self._groups.finish()
         self._committer.stop()
         committer, *others = self._tasks
         await committer
@@ -149,7 +153,10 @@ class App:
         normalizers = Normalizers(self._store, self._published)
         normalizing = Normalizing(self._published, normalizers, self._compute)
         contributing = Contributing(self._store, self._published, normalizing, self._committer, self._lifetime)
-        service = NormalizationService(self._published, normalizers, normalizing, contributing, self.metrics)
+        self._groups = Groups(self._committer, self._published, self._compute, Sole(), self._lifetime, self.metrics)
+        service = NormalizationService(
+            self._published, normalizers, normalizing, contributing, self._groups, self.metrics
+        )
         server = grpc.aio.server(interceptors=(Edge(self.metrics),), options=_options(self._settings))
         pb_grpc.add_NormalizationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -38,12 +38,21 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run a group's rounds, as of one grant: every grant has a higher token than those before."""
+
+    group: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
-    """What one producer sends under one sequence: merged all or none."""
+    """What one producer sends under one sequence: merged all or none, and only while `lease` is held, if given."""
 
     producer: bytes
     sequence: int
     contributions: Sequence[Contribution]
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,18 @@
     ├── AlreadyExists        the name or tag is taken by something else
     ├── FailedPrecondition   right in itself, not in this state: frozen, nothing seen, keeps no statistics
     ├── OutOfRange           a sequence older than its producer's window
+    ├── DeadlineExceeded     a round missed members when its time was over
     ├── ResourceExhausted    a queue is full
-    ├── Unavailable          the store is down, or the server is stopping
-    └── Unimplemented        not offered by this server
+    └── Unavailable          the store is down, or the server is stopping
 
 Each has a `reason`, a constant a program can rely on, and a sentence: what was received, what was expected, the remedy.
+`metadata` are facts that a program acts on: the round to go on with, the address to go to.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from normcore.errors import NormcoreError, NothingSeen
 from normstats.specs import InvalidSpec
@@ -27,10 +29,13 @@ class ServiceError(Exception):
 
     reason = "UNSPECIFIED"
 
-    def __init__(self, sentence: str, *, field: str = "", reason: str = "") -> None:
+    def __init__(
+        self, sentence: str, *, field: str = "", reason: str = "", metadata: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.field = field
+        self.metadata = dict(metadata or {})
         if reason:
             self.reason = reason
 
@@ -71,6 +76,12 @@ class OutOfRange(ServiceError):
     reason = "SEQUENCE_TOO_OLD"
 
 
+class DeadlineExceeded(ServiceError):
+    """A round missed members when its time was over."""
+
+    reason = "ROUND_TIMED_OUT"
+
+
 class ResourceExhausted(ServiceError):
     """A limit of this server is reached; later is better."""
 
@@ -81,12 +92,6 @@ class Unavailable(ServiceError):
     """Nothing acknowledged was lost; a retry is safe."""
 
     reason = "STORE_UNAVAILABLE"
-
-
-class Unimplemented(ServiceError):
-    """Not offered by this server."""
-
-    reason = "NOT_OFFERED"
 
 
 def no_such_normalizer(name: str) -> NotFound:

@@ -70,10 +70,15 @@ class Edge(ServerInterceptor):
         make = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make(call, handler.request_deserializer, handler.response_serializer)
+        return make(call, handler.request_deserializer, _once(handler.response_serializer))
 
     def _observed(self, method: str) -> AbstractContextManager[_Observed]:
         return _observe(self._metrics, method)
+
+
+def _once(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A stream may give what it has serialized already, once for all who are told the same."""
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 class _Observed:

@@ -68,6 +68,13 @@ class Metrics:
         self.last_commit = Gauge(
             "normstats_last_commit_timestamp_seconds", "When the last commit was done.", registry=registry
         )
+        self.rounds = Counter(
+            "normstats_rounds",
+            "Synchronized rounds by how they ended: completed or failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.open_rounds = Gauge("normstats_open_rounds", "Rounds that wait for members.", registry=registry)
         self.store_up = Gauge("normstats_store_up", "1 while the store can be used.", registry=registry)
         self.streams = Gauge(
             "normstats_open_streams", "Streams that are open, by method.", ["method"], registry=registry

@@ -10,7 +10,8 @@ from grpc.aio import ServicerContext
 from normserver import names, pages, replies, validate
 from normserver.contributing import Contributing
 from normserver.engine import Mode
-from normserver.errors import InvalidArgument, Unimplemented
+from normserver.errors import InvalidArgument
+from normserver.groups import Groups
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
@@ -31,12 +32,14 @@ class NormalizationService(NormalizationServiceServicer):
         normalizers: Normalizers,
         normalizing: Normalizing,
         contributing: Contributing,
+        groups: Groups,
         metrics: Metrics,
     ) -> None:
         self._published = published
         self._normalizers = normalizers
         self._normalizing = normalizing
         self._contributing = contributing
+        self._groups = groups
         self._metrics = metrics
 
     async def Normalize(self, request: pb.NormalizeRequest, context: Context) -> pb.NormalizeResponse:
@@ -82,10 +85,10 @@ class NormalizationService(NormalizationServiceServicer):
 
     async def SynchronizeStats(
         self, request_iterator: AsyncIterator[pb.SynchronizeStatsRequest], context: Context
-    ) -> AsyncIterator[pb.SynchronizeStatsResponse]:
+    ) -> AsyncIterator[Any]:
         """Rounds."""
-        raise Unimplemented("this release has no synchronized rounds yet")
-        yield
+        async for reply in self._groups.synchronize(request_iterator):
+            yield reply
 
     async def GetRunningStats(self, request: pb.GetRunningStatsRequest, context: Context) -> pb.GetRunningStatsResponse:
         """Statistics now, or a snapshot's."""

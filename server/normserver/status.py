@@ -21,16 +21,16 @@ _CODES: dict[type[errors.ServiceError], int] = {
     errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
     errors.FailedPrecondition: code_pb2.FAILED_PRECONDITION,
     errors.OutOfRange: code_pb2.OUT_OF_RANGE,
+    errors.DeadlineExceeded: code_pb2.DEADLINE_EXCEEDED,
     errors.ResourceExhausted: code_pb2.RESOURCE_EXHAUSTED,
     errors.Unavailable: code_pb2.UNAVAILABLE,
-    errors.Unimplemented: code_pb2.UNIMPLEMENTED,
 }
 _RETRYABLE = (errors.ResourceExhausted, errors.Unavailable)
 
 
 def of_error(error: errors.ServiceError) -> grpc.Status:
     """The status of an error that the caller may know all about."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.sentence)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))

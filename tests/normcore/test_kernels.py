@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,6 +71,18 @@ def test_unbiased(weight: float) -> None:
     out = torch.empty_like(values)
     cpu.unbiased(values.numpy(), weight, out.numpy())
     assert_same(out, reference.unbiased(values, weight))
+
+
+@pytest.mark.parametrize("elements", [1, 2, 8, 33])
+def test_total_rounds_once(elements: int) -> None:
+    values = torch.randn(elements, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(elements))
+    values[:, 1] *= 10.0 ** torch.arange(elements).remainder(30)
+    values[-1, 2] = torch.inf
+    out = torch.empty(5, dtype=torch.float64)
+    cpu.total(values.numpy(), out.numpy())
+    assert torch.equal(out, reference.total(values))
+    finite = [0, 1, 3, 4]
+    assert out[finite].tolist() == [math.fsum(values[:, c].tolist()) for c in finite]
 
 
 @pytest.mark.parametrize("row", range(7))

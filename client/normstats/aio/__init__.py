@@ -6,7 +6,8 @@ await obs.update(batch)
 """
 
 from normstats.aio.client import AsyncClient, connect
+from normstats.aio.group import AsyncMember
 from normstats.aio.normalizer import AsyncNormalizer
 from normstats.aio.stream import AsyncUpdateStream
 
-__all__ = ["AsyncClient", "AsyncNormalizer", "AsyncUpdateStream", "connect"]
+__all__ = ["AsyncClient", "AsyncMember", "AsyncNormalizer", "AsyncUpdateStream", "connect"]

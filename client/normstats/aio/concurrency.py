@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -45,3 +46,26 @@ async def wait_until(condition: asyncio.Condition, holds: Callable[[], bool], ti
             await condition.wait_for(holds)
     except TimeoutError:
         raise DeadlineExceeded(f"not done within {timeout:g} s; it goes on in the background") from None
+
+
+class Conversation:
+    """A call of streams both ways, a message at a time."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._call = method()
+
+    async def send(self, message: Any) -> None:
+        """Send a message."""
+        await self._call.write(message)
+
+    async def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            grpc.RpcError: the call has ended.
+        """
+        return await self._call.read()
+
+    async def end(self) -> None:
+        """Hang up."""
+        self._call.cancel()

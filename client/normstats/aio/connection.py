@@ -27,6 +27,7 @@ class AsyncConnection:
         self._opening = threading.Lock()
         self._channel: Any = None
         self._stub: Any = None
+        self._others: dict[str, tuple[Any, Any]] = {}  # channel and stub of servers that this one sent us to
         self.timeout = timeout
         self.producer = Producer()
         self._specs: dict[str, specs.Spec] = {}
@@ -42,6 +43,16 @@ class AsyncConnection:
             if self._stub is None:
                 self._channel = concurrency.open_channel(self._target, self._options)
                 self._stub = NormalizationServiceStub(self._channel)
+
+    def stub_at(self, target: str) -> Any:
+        """The contract's stub at another server's address; at this connection's own, if that is empty."""
+        if not target:
+            return self.stub
+        with self._opening:
+            if target not in self._others:
+                channel = concurrency.open_channel(target, self._options)
+                self._others[target] = channel, NormalizationServiceStub(channel)
+            return self._others[target][1]
 
     async def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
         """A unary call.
@@ -84,6 +95,8 @@ class AsyncConnection:
         return reply
 
     async def close(self) -> None:
-        """Close the channel; one that was never opened too, so that calls are refused from now on."""
+        """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
         await self._channel.close()
+        for channel, _ in self._others.values():
+            await channel.close()

@@ -11,10 +11,12 @@ import grpc
 
 from normstats import requests, specs
 from normstats.aio import concurrency
+from normstats.aio.group import AsyncMember
 from normstats.aio.normalizing import normalize
 from normstats.aio.stream import AsyncUpdateStream
 from normstats.backoff import Backoff
 from normstats.errors import connection_broke, from_grpc
+from normstats.membership import DEFAULT_ROUND_SECONDS, OnMissing, Terms
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
@@ -93,6 +95,31 @@ class AsyncNormalizer:
     def stream(self, *, window: int = 256) -> AsyncUpdateStream:
         """A pipelined way to contribute, as a context manager; at most `window` updates wait for the server."""
         return AsyncUpdateStream(self._connection, self.name, self.spec, window)
+
+    def join(
+        self,
+        group: str,
+        size: int,
+        *,
+        timeout: float = DEFAULT_ROUND_SECONDS,
+        on_missing: OnMissing = "fail",
+        quorum: int | None = None,
+        update: bool = False,
+    ) -> AsyncMember:
+        """A member of a group that synchronizes: a round is complete when `size` members gave their parts.
+
+        Args:
+            group: its name; groups of different normalizers may have the same.
+            size: how many members complete a round.
+            timeout: how many seconds a round may wait for its members, from its first part.
+            on_missing: what becomes of it then: "fail" tells everyone; "proceed" merges those present.
+            quorum: the fewest to proceed with; 1 by default.
+            update: contribute each round to the running statistics, as one batch.
+
+        All members must say the same. Use it as a context manager.
+        """
+        terms = Terms(f"{self.name}/{group}", size, timeout, on_missing, quorum, self.name if update else "")
+        return AsyncMember(self._connection, terms, requests.running_spec(self.name, self.spec))
 
     async def stats(
         self, *, snapshot: str | None = None, include_state: bool = False, timeout: float | None = None

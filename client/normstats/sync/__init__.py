@@ -7,7 +7,8 @@ obs.update(batch)
 """
 
 from normstats.sync.client import Client, connect
+from normstats.sync.group import Member
 from normstats.sync.normalizer import Normalizer
 from normstats.sync.stream import UpdateStream
 
-__all__ = ["Client", "Normalizer", "UpdateStream", "connect"]
+__all__ = ["Client", "Member", "Normalizer", "UpdateStream", "connect"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
 
 import grpc
 
@@ -41,3 +43,28 @@ def wait_until(condition: threading.Condition, holds: Callable[[], bool], timeou
     """
     if not condition.wait_for(holds, timeout):
         raise DeadlineExceeded(f"not done within {timeout:g} s; it goes on in the background")
+
+
+class Conversation:
+    """A call of streams both ways, a message at a time."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._outgoing: SimpleQueue[Any] = SimpleQueue()
+        self._call = method(iter(self._outgoing.get, None))
+
+    def send(self, message: Any) -> None:
+        """Send a message."""
+        self._outgoing.put(message)
+
+    def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            grpc.RpcError: the call has ended.
+        """
+        return next(self._call)
+
+    def end(self) -> None:
+        """Hang up."""
+        self._outgoing.put(None)
+        self._call.cancel()

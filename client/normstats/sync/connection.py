@@ -28,6 +28,7 @@ class Connection:
         self._opening = threading.Lock()
         self._channel: Any = None
         self._stub: Any = None
+        self._others: dict[str, tuple[Any, Any]] = {}  # channel and stub of servers that this one sent us to
         self.timeout = timeout
         self.producer = Producer()
         self._specs: dict[str, specs.Spec] = {}
@@ -43,6 +44,16 @@ class Connection:
             if self._stub is None:
                 self._channel = concurrency.open_channel(self._target, self._options)
                 self._stub = NormalizationServiceStub(self._channel)
+
+    def stub_at(self, target: str) -> Any:
+        """The contract's stub at another server's address; at this connection's own, if that is empty."""
+        if not target:
+            return self.stub
+        with self._opening:
+            if target not in self._others:
+                channel = concurrency.open_channel(target, self._options)
+                self._others[target] = channel, NormalizationServiceStub(channel)
+            return self._others[target][1]
 
     def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
         """A unary call.
@@ -85,6 +96,8 @@ class Connection:
         return reply
 
     def close(self) -> None:
-        """Close the channel; one that was never opened too, so that calls are refused from now on."""
+        """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
         self._channel.close()
+        for channel, _ in self._others.values():
+            channel.close()

@@ -13,9 +13,11 @@ import grpc
 from normstats import requests, specs
 from normstats.backoff import Backoff
 from normstats.errors import connection_broke, from_grpc
+from normstats.membership import DEFAULT_ROUND_SECONDS, OnMissing, Terms
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import Drift, NormalizerInfo, SnapshotInfo, Stats, UpdateResult
 from normstats.sync import concurrency
+from normstats.sync.group import Member
 from normstats.sync.normalizing import normalize
 from normstats.sync.stream import UpdateStream
 from normstats.v1 import normalization_service_pb2 as pb
@@ -94,6 +96,31 @@ class Normalizer:
     def stream(self, *, window: int = 256) -> UpdateStream:
         """A pipelined way to contribute, as a context manager; at most `window` updates wait for the server."""
         return UpdateStream(self._connection, self.name, self.spec, window)
+
+    def join(
+        self,
+        group: str,
+        size: int,
+        *,
+        timeout: float = DEFAULT_ROUND_SECONDS,
+        on_missing: OnMissing = "fail",
+        quorum: int | None = None,
+        update: bool = False,
+    ) -> Member:
+        """A member of a group that synchronizes: a round is complete when `size` members gave their parts.
+
+        Args:
+            group: its name; groups of different normalizers may have the same.
+            size: how many members complete a round.
+            timeout: how many seconds a round may wait for its members, from its first part.
+            on_missing: what becomes of it then: "fail" tells everyone; "proceed" merges those present.
+            quorum: the fewest to proceed with; 1 by default.
+            update: contribute each round to the running statistics, as one batch.
+
+        All members must say the same. Use it as a context manager.
+        """
+        terms = Terms(f"{self.name}/{group}", size, timeout, on_missing, quorum, self.name if update else "")
+        return Member(self._connection, terms, requests.running_spec(self.name, self.spec))
 
     def stats(self, *, snapshot: str | None = None, include_state: bool = False, timeout: float | None = None) -> Stats:
         """The running statistics as of the last commit, or those under a snapshot's tag."""

@@ -681,6 +681,8 @@ class SynchronizeStatsRequest(_message.Message):
         ON_MISSING_FIELD_NUMBER: _builtins.int
         QUORUM_COUNT_FIELD_NUMBER: _builtins.int
         NORMALIZER_FIELD_NUMBER: _builtins.int
+        GROUP_ID_FIELD_NUMBER: _builtins.int
+        NEXT_ROUND_FIELD_NUMBER: _builtins.int
         group: _builtins.str
         """The group's name, as a normalizer's name."""
         member_id: _builtins.bytes
@@ -693,6 +695,12 @@ class SynchronizeStatsRequest(_message.Message):
         """The fewest members to proceed with; at least 1."""
         normalizer: _builtins.str
         """Merge each round into this normalizer's running statistics, as one batch; none if empty."""
+        group_id: _builtins.bytes
+        """Who joins again: the id that the group had (`Joined.group_id`); empty otherwise."""
+        next_round: _builtins.int
+        """Who joins again: the round whose result it still waits for, or would begin with. A server that was restarted goes
+        on from there.
+        """
         @_builtins.property
         def round_timeout(self) -> _duration_pb2.Duration:
             """How long a round may wait for its members, from its first contribution; 30 s if not given."""
@@ -707,10 +715,12 @@ class SynchronizeStatsRequest(_message.Message):
             on_missing: Global___SynchronizeStatsRequest.OnMissing.ValueType = ...,
             quorum_count: _builtins.int = ...,
             normalizer: _builtins.str = ...,
+            group_id: _builtins.bytes = ...,
+            next_round: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["round_timeout", b"round_timeout"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "member_id", b"member_id", "normalizer", b"normalizer", "on_missing", b"on_missing", "quorum_count", b"quorum_count", "round_timeout", b"round_timeout", "size", b"size"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "group_id", b"group_id", "member_id", b"member_id", "next_round", b"next_round", "normalizer", b"normalizer", "on_missing", b"on_missing", "quorum_count", b"quorum_count", "round_timeout", b"round_timeout", "size", b"size"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -783,16 +793,20 @@ class SynchronizeStatsResponse(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         ROUND_FIELD_NUMBER: _builtins.int
+        GROUP_ID_FIELD_NUMBER: _builtins.int
         round: _builtins.int
         """The round that the group is at."""
+        group_id: _builtins.bytes
+        """16 bytes that tell this group from others that had its name."""
         def __init__(
             self,
             *,
             round: _builtins.int = ...,
+            group_id: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "round", b"round"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
