@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -38,3 +39,11 @@ def stub(server: ServerProcess) -> Iterator[NormalizationServiceStub]:
     """The contract itself, without the client."""
     with grpc.insecure_channel(server.target) as channel:
         yield NormalizationServiceStub(channel)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_postgres_left() -> Iterator[None]:
+    """The cluster that tests share ends with them."""
+    yield
+    if "tests.postgres" in sys.modules:
+        sys.modules["tests.postgres"].stop_shared()

@@ -6,7 +6,7 @@ import sys
 
 from pydantic import ValidationError
 
-from normserver import config, logs
+from normserver import config, logs, processes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"normstats serve: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_format, settings.log_level)
+    if settings.processes > 1:
+        return processes.supervise(settings)
     # Only now: torch takes a second to import, and --help should not wait for it.
     from normserver.app import serve
     from normserver.store.base import StoreError, StoreUnavailable

@@ -29,7 +29,7 @@ from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
-from normserver.ownership import Sole
+from normserver.ownership import Leases
 from normserver.published import Published
 from normserver.service import NormalizationService
 from normserver.store.base import Store, StoreError, Transaction
@@ -56,7 +56,13 @@ def open_store(url: str) -> Store:
         raise StoreError(f"--store {url!r} is no URL, such as sqlite:///normstats.db") from None
     if parsed.drivername == "sqlite":
         return SqliteStore(parsed)
-    raise StoreError(f"--store {parsed.drivername}: this release keeps normalizers in SQLite: sqlite:///PATH")
+    if parsed.drivername in ("postgresql", "postgres"):
+        try:
+            from normserver.store.postgresql import PostgresStore
+        except ImportError:
+            raise StoreError(f"--store {parsed.drivername} needs psycopg: pip install 'normstats[postgres]'") from None
+        return PostgresStore(parsed)
+    raise StoreError(f"--store {parsed.drivername}: expected sqlite:///PATH or postgresql://HOST/DATABASE")
 
 
 class App:
@@ -83,6 +89,7 @@ class App:
         self._grpc = self._grpc_server()
         self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._leases: Leases | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -107,6 +114,9 @@ class App:
                 pages = application(self.metrics.registry, self.why_not_ready)
                 self._http = HttpServer(pages, self._settings.http)
             port = self._grpc.add_insecure_port(self._settings.listen)
+            own_port = port
+            if self._settings.share_port:
+                own_port = self._grpc.add_insecure_port(f"{self._settings.listen.rpartition(':')[0]}:0")
         except BaseException:
             await self._store.close()
             raise
@@ -116,6 +126,8 @@ class App:
             asyncio.create_task(self._keep_health(), name="health"),
             asyncio.create_task(self._forget_producers(), name="producers"),
         ]
+        if self._store.shared:
+            self._share(own_port)
         await self._grpc.start()
         if self._http is not None:
             self._http.start()
@@ -131,6 +143,8 @@ class App:
         self._groups.stop()
         await self._grpc.stop(self._settings.drain_seconds)
         await self._groups.finish()
+        if self._leases is not None:
+            await self._leases.give_up()
         self._committer.stop()
         committer, *others = self._tasks
         await committer
@@ -149,11 +163,19 @@ class App:
             return "stopping"
         return "" if self._store.up else "the store is not available"
 
+    def _share(self, port: int) -> None:
+        """Other servers work on the same store: hear of their commits, and own groups by leases."""
+        self._store.listen(self._published.outdated)
+        address = self._settings.advertise or self._address(port)
+        self._leases = Leases(self._store, address, self._groups.lost)
+        self._groups.ownership = self._leases
+        self._tasks.append(asyncio.create_task(self._leases.keep(), name="leases"))
+
     def _grpc_server(self) -> grpc.aio.Server:
         normalizers = Normalizers(self._store, self._published)
         normalizing = Normalizing(self._published, normalizers, self._compute)
         contributing = Contributing(self._store, self._published, normalizing, self._committer, self._lifetime)
-        self._groups = Groups(self._committer, self._published, self._compute, Sole(), self._lifetime, self.metrics)
+        self._groups = Groups(self._committer, self._published, self._compute, self._lifetime, self.metrics)
         service = NormalizationService(
             self._published, normalizers, normalizing, contributing, self._groups, self.metrics
         )
@@ -187,10 +209,12 @@ class App:
             with contextlib.suppress(Unavailable):  # the store says so itself when it is down
                 await self._store.run(forget)
 
-    def _addresses(self, port: int) -> dict[str, str]:
+    def _address(self, port: int) -> str:
         listen = self._settings.listen
-        grpc_address = listen if listen.startswith("unix:") else f"{split_address(listen)[0]}:{port}"
-        addresses = {"grpc": grpc_address, "store": make_url(self._settings.store).render_as_string()}
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    def _addresses(self, port: int) -> dict[str, str]:
+        addresses = {"grpc": self._address(port), "store": make_url(self._settings.store).render_as_string()}
         if self._http is not None:
             addresses["http"] = f"{split_address(self._settings.http)[0]}:{self._http.port}"
         return addresses
@@ -203,7 +227,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         # The defaults, 1,000 and 3,000, shed a fleet that connects at once, as CANCELLED; our own queues are bounded.
         ("grpc.server.max_pending_requests", 100_000),
         ("grpc.server.max_pending_requests_hard_limit", 200_000),
-        ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a silent twin
+        # Unless it is wanted, a second server on the same port is an error, not a silent twin.
+        ("grpc.so_reuseport", int(settings.share_port)),
         # Clients ping every 30 s to find dead connections; anything below 10 s is a flood.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -120,8 +120,11 @@ class Committer:
 
 def _commit(transaction: Transaction, *, submissions: Sequence[Submission], now: float) -> Decision:
     names = {contribution.name for submission in submissions for contribution in submission.contributions}
-    windows = transaction.windows({submission.producer for submission in submissions})
-    decision = decide(transaction.records(names), windows, submissions, now)
+    # Records first: whoever else brings the same contributions waits here, and then finds them in the windows.
+    records = transaction.records(names)
+    windows = transaction.lock_windows({submission.producer for submission in submissions})
+    held = transaction.held({submission.lease for submission in submissions if submission.lease is not None})
+    decision = decide(records, windows, submissions, now, held)
     transaction.update(decision.records)
     transaction.put_windows(decision.windows, now)
     return decision

@@ -42,7 +42,28 @@ class Settings(BaseSettings):
     config: Path | None = Field(None, description="TOML file with settings.")
     listen: str = Field("127.0.0.1:50051", description="HOST:PORT of gRPC, or unix:PATH. Port 0 picks a free one.")
     http: str = Field("127.0.0.1:9464", description="HOST:PORT of /metrics, /healthz and /readyz; empty for none.")
-    store: str = Field("sqlite:///normstats.db", description="Where normalizers are kept: sqlite:///PATH.")
+    store: str = Field(
+        "sqlite:///normstats.db",
+        description="Where normalizers are kept: sqlite:///PATH for one server, or "
+        "postgresql://USER:PASSWORD@HOST/DATABASE for as many as you like.",
+    )
+    advertise: str = Field(
+        "",
+        description="HOST:PORT at which clients reach this very server, and no other of the same store: rounds of one "
+        "group meet at one server. By default the address that it listens on.",
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes on this machine that share --listen; more than one need PostgreSQL. Each has pages of "
+        "its own, at ports counted up from --http.",
+    )
+    share_port: bool = Field(
+        False,
+        description="Let other servers listen on the same port, and have another of one's own beside it, which is "
+        "advertised. --processes sees to it.",
+    )
     device: str = Field("auto", description="Where to compute: auto (CUDA if there is any), cpu, cuda or cuda:N.")
     insecure: bool = Field(
         False, description="Listen beyond this machine although callers are not authenticated and nothing is encrypted."
@@ -69,7 +90,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 
-    @field_validator("listen", "http")
+    @field_validator("listen", "http", "advertise")
     @classmethod
     def _address(cls, value: str) -> str:
         if value and not value.startswith("unix:"):
@@ -84,6 +105,17 @@ class Settings(BaseSettings):
                     f"--{flag} {address} can be reached from other machines, and callers are not authenticated: "
                     "listen on 127.0.0.1, or say --insecure if the network keeps strangers out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_per_file(self) -> Settings:
+        if self.processes > 1 and self.store.startswith("sqlite"):
+            raise ValueError(
+                f"--processes {self.processes} needs a store that they can share: an SQLite file serves one process; "
+                "give --store postgresql://..."
+            )
+        if self.processes > 1 and self.listen.startswith("unix:"):
+            raise ValueError(f"--processes {self.processes} share a port; --listen {self.listen} is a socket of one")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,10 +15,11 @@ from normserver.errors import (
     OutOfRange,
     ServiceError,
     from_engine,
+    lost_lease,
     no_such_normalizer,
 )
 from normserver.producers import WINDOW, Verdict, Window
-from normserver.records import Record, has_stopped, policy_of, rows
+from normserver.records import Lease, Record, has_stopped, policy_of, rows
 from normstats.specs import RunningSpec
 
 # How far a worker's clock may be ahead of the server's.
@@ -35,14 +36,6 @@ class Contribution:
     batches: MomentsStack
     observed_at: float | None
     field: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to run a group's rounds, as of one grant: every grant has a higher token than those before."""
-
-    group: str
-    token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +96,13 @@ class _Admitted(NamedTuple):
 
 
 def decide(
-    records: Mapping[str, Record], windows: Mapping[bytes, Window], submissions: Sequence[Submission], now: float
+    records: Mapping[str, Record],
+    windows: Mapping[bytes, Window],
+    submissions: Sequence[Submission],
+    now: float,
+    held: Set[Lease] = frozenset(),
 ) -> Decision:
-    """Merge submissions, in order, into the records as they stand.
+    """Merge submissions, in order, into the records as they stand; `held` are the leases that still hold.
 
     A submission that its window has seen is told so and changes nothing; one that cannot be merged, in any part,
     gets its error, changes nothing and does not use up its sequence. Each record that changes goes up one version,
@@ -116,6 +113,8 @@ def decide(
     admitted: list[_Admitted | ServiceError] = []
     for submission in submissions:
         try:
+            if submission.lease is not None and submission.lease not in held:
+                raise lost_lease(submission.lease.group)
             admitted.append(_admit(submission, records, after, gathered, now))
         except ServiceError as error:
             admitted.append(error)

@@ -112,6 +112,11 @@ def keeps_no_statistics(name: str) -> FailedPrecondition:
     )
 
 
+def lost_lease(group: str) -> Unavailable:
+    """The error for rounds that another server may be running by now."""
+    return Unavailable(f"group {group!r} may live on another server by now; join again", reason="LEASE_LOST")
+
+
 # The engine's arguments under the names that the contract gives them.
 _FIELDS = {"x": "input", "mask": "padding.mask", "lengths": "padding.lengths.values", "weights": "sample_weights"}
 

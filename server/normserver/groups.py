@@ -14,11 +14,11 @@ from normserver import round_frames
 from normserver.committer import Committer
 from normserver.compute import Compute
 from normserver.contributions import Contribution, Submission
-from normserver.errors import DeadlineExceeded, ResourceExhausted, ServiceError, Unavailable
+from normserver.errors import DeadlineExceeded, ResourceExhausted, ServiceError, Unavailable, lost_lease
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.names import PRODUCER_ID_BYTES
-from normserver.ownership import Ownership
+from normserver.ownership import Ownership, Sole
 from normserver.published import Published
 from normserver.round_frames import Join, Merged
 from normserver.rounds import Closed, Group, Part, too_late
@@ -62,14 +62,13 @@ class Groups:
         committer: Committer,
         published: Published,
         compute: Compute,
-        ownership: Ownership,
         lifetime: Lifetime,
         metrics: Metrics,
     ) -> None:
         self._committer = committer
         self._published = published
         self._compute = compute
-        self._ownership = ownership
+        self.ownership: Ownership = Sole()
         self._lifetime = lifetime
         self._metrics = metrics
         self._live: dict[str, _Live] = {}
@@ -88,11 +87,13 @@ class Groups:
             return
         join = round_frames.join(first)
         width = await self._width(join.terms.normalizer)
-        await self._ownership.acquire(join.group)
+        await self.ownership.acquire(join.group)
         with self._stopping_tells(), self._seat(join) as live:
             yield round_frames.joined(live.group.round, live.group.id)
             async for frame in frames:
                 number, part = round_frames.part(frame, width)
+                if self._live.get(join.group) is not live:
+                    raise lost_lease(join.group)
                 # Shielded: when one member hangs up, the others still wait for this.
                 yield await asyncio.shield(self._give(live, join.member, number, part))
 
@@ -101,6 +102,14 @@ class Groups:
         for live in self._live.values():
             if (result := live.results.get(live.group.round)) is not None:
                 _fail(result.future, _stopping())
+
+    def lost(self, name: str) -> None:
+        """Another server runs this group's rounds: its members are sent there."""
+        if (live := self._live.pop(name, None)) is not None:
+            if live.timer is not None:
+                live.timer.cancel()
+            for result in live.results.values():
+                _fail(result.future, lost_lease(name))
 
     async def finish(self) -> None:
         """Wait for rounds that are being merged."""
@@ -153,7 +162,7 @@ class Groups:
     def _forget(self, live: _Live) -> None:
         if not live.seats and not live.group.parts and self._live.get(live.name) is live:
             del self._live[live.name]
-            self._ownership.release(live.name)
+            self.ownership.release(live.name)
 
     def _give(self, live: _Live, member: bytes, number: int, part: Part) -> asyncio.Future[bytes]:
         kept = live.results.get(number)
@@ -198,7 +207,7 @@ class Groups:
             members = sorted(closed.parts)
             merged = await self._merge([closed.parts[member] for member in members])
             version = await self._contribute(live, closed.round, merged)
-            self._ownership.check(live.name)
+            self.ownership.lease(live.name)  # whoever has lost it may not tell what a round came to
             if not future.done():
                 future.set_result(round_frames.merged(closed.round, merged, members, version))
         except ServiceError as error:
@@ -223,7 +232,7 @@ class Groups:
         loop = asyncio.get_running_loop()
         end = loop.time() + terms.timeout_seconds
         contribution = Contribution(terms.normalizer, merged.moments, None, "part.moments")
-        submission = Submission(live.group.id, number, (contribution,), self._ownership.lease(live.name))
+        submission = Submission(live.group.id, number, (contribution,), self.ownership.lease(live.name))
         while True:
             try:
                 outcome = await self._committer.submit(submission)

@@ -3,47 +3,79 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from normserver.errors import Unavailable, no_such_normalizer
 from normserver.records import Record
 from normserver.store_thread import StoreThread
 
+# How old an answer may be where other servers write to the same store, should their notifications be lost.
+MAX_AGE_SECONDS = 1.0
+# How many normalizers are kept at hand; others are read again when they are asked for.
+CAPACITY = 10_000
+
+
+@dataclass(slots=True)
+class _Entry:
+    record: Record
+    read_at: float
+    serialized: bytes = b""
+
 
 class Published:
     """The newest committed records, loaded when first asked for. Lives on the event loop."""
 
-    def __init__(self, store: StoreThread) -> None:
+    def __init__(self, store: StoreThread, *, capacity: int = CAPACITY) -> None:
         self._store = store
-        self._records: dict[str, Record] = {}
+        self._capacity = capacity
+        self._max_age = MAX_AGE_SECONDS if store.shared else math.inf
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[Record]] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._stopping = False
 
     async def get(self, name: str) -> Record:
-        """A normalizer as of its last commit.
+        """A normalizer as of its last commit; of another server's last commit, as of at most a second ago.
 
         Raises:
             NotFound: there is none of that name.
-            Unavailable: it was not loaded yet, and the store is down.
+            Unavailable: it is not at hand, and the store is down.
         """
-        if name in self._records:
-            return self._records[name]
-        found = await self._store.run(lambda transaction: transaction.records((name,)))
-        if name not in found:
-            raise no_such_normalizer(name)
-        # A commit may have published a newer one while this was on its way.
-        return self._records.setdefault(name, found[name])
+        entry = self._entries.get(name)
+        if entry is not None and entry.read_at + self._max_age > self._now():
+            return entry.record
+        if name not in self._loading:
+            self._loading[name] = asyncio.create_task(self._load(name))
+            self._loading[name].add_done_callback(lambda _: self._loading.pop(name, None))
+        return await asyncio.shield(self._loading[name])
+
+    async def serialized(self, record: Record, serialize: Callable[[Record], bytes]) -> bytes:
+        """What all watchers of a record are sent, made once while it is the newest."""
+        entry = self._entries.get(record.name)
+        if entry is None or entry.record is not record:
+            return serialize(record)
+        entry.serialized = entry.serialized or serialize(record)
+        return entry.serialized
 
     def publish(self, records: Iterable[Record]) -> None:
         """Make committed records the ones that are read, and wake their watchers."""
         for record in records:
-            self._records[record.name] = record
+            self._keep(record)
             self._wake(record.name)
 
     def forget(self, name: str) -> None:
         """A normalizer was deleted: its watchers will find that it is gone."""
-        self._records.pop(name, None)
+        self._entries.pop(name, None)
         self._wake(name)
+
+    def outdated(self, names: Sequence[str]) -> None:
+        """Other servers may have changed these; all, if none is named."""
+        for name in names or list(self._entries):
+            self.forget(name)
 
     async def changed(self, seen: Record) -> Record:
         """Wait until a normalizer is no longer as it was seen, and return the newest.
@@ -52,10 +84,13 @@ class Published:
             NotFound: it was deleted.
             Unavailable: the server is stopping.
         """
-        while (newest := await self.get(seen.name)) is seen:
+        while _same(newest := await self.get(seen.name), seen):
             if self._stopping:
                 raise Unavailable("the server is stopping; watch again", reason="STOPPING")
-            await self._changes.setdefault(seen.name, asyncio.Event()).wait()
+            event = self._changes.setdefault(seen.name, asyncio.Event())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if math.isinf(self._max_age) else self._max_age):
+                    await event.wait()
         return newest
 
     def stop(self) -> None:
@@ -64,6 +99,37 @@ class Published:
         for name in list(self._changes):
             self._wake(name)
 
+    async def _load(self, name: str) -> Record:
+        read_at = self._now()
+        found = await self._store.run(lambda transaction: transaction.records((name,)))
+        if name not in found:
+            self._entries.pop(name, None)
+            raise no_such_normalizer(name)
+        return self._keep(found[name], read_at)
+
+    def _keep(self, record: Record, read_at: float | None = None) -> Record:
+        """Keep a record, unless a commit has published a newer one while it was on its way; returns the newer."""
+        known = self._entries.get(record.name)
+        if known is not None and known.record.created_at == record.created_at:
+            if known.record.version > record.version:
+                return known.record
+            if known.record.version == record.version:
+                record = known.record
+        serialized = known.serialized if known is not None and known.record is record else b""
+        self._entries[record.name] = _Entry(record, self._now() if read_at is None else read_at, serialized)
+        self._entries.move_to_end(record.name)
+        if len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+        return record
+
     def _wake(self, name: str) -> None:
         if (event := self._changes.pop(name, None)) is not None:
             event.set()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _same(one: Record, other: Record) -> bool:
+    """A normalizer that was deleted and made again may have the version that it had."""
+    return (one.version, one.created_at) == (other.version, other.created_at)

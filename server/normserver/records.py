@@ -54,6 +54,23 @@ class SnapshotRecord:
     created_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run a group's rounds, as of one grant: every grant has a higher token than those before."""
+
+    group: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """Who has a lease, and for how many seconds from now on."""
+
+    lease: Lease
+    owner: str
+    seconds: float
+
+
 def policy_of(spec: RunningSpec) -> RunningPolicy:
     """How a spec turns batches into running statistics."""
     match spec:

@@ -80,6 +80,11 @@ def stats(record: Record, *, include_state: bool = False) -> resources_pb2.Runni
     return message
 
 
+def watched(record: Record) -> bytes:
+    """What watchers are sent, serialized: the same for all of them."""
+    return pb.WatchRunningStatsResponse(stats=stats(record)).SerializeToString()
+
+
 def normalized(result: Normalized, mode: Mode, version: int) -> pb.NormalizeResponse:
     """A normalized tensor."""
     return pb.NormalizeResponse(

@@ -98,13 +98,11 @@ class NormalizationService(NormalizationServiceServicer):
             record = replies.at_snapshot(record, kept)
         return pb.GetRunningStatsResponse(stats=replies.stats(record, include_state=request.include_state))
 
-    async def WatchRunningStats(
-        self, request: pb.WatchRunningStatsRequest, context: Context
-    ) -> AsyncIterator[pb.WatchRunningStatsResponse]:
+    async def WatchRunningStats(self, request: pb.WatchRunningStatsRequest, context: Context) -> AsyncIterator[Any]:
         """Statistics now, and whenever they change."""
         record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
         while True:
-            yield pb.WatchRunningStatsResponse(stats=replies.stats(record))
+            yield await self._published.serialized(record, replies.watched)
             record = await self._published.changed(record)
 
     async def CreateNormalizer(

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from normserver.errors import Unavailable
 from normserver.process import torch_threads
-from normserver.store.base import Store, StoreUnavailable, Transaction
+from normserver.store.base import Store, StoreUnavailable, Transaction, TryAgain
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 # How soon a store that failed is tried again.
 _PROBE_SECONDS = 1.0
+# How often a transaction that meets another server's is begun.
+_ATTEMPTS = 10
 
 
 class StoreThread:
@@ -66,6 +68,21 @@ class StoreThread:
                 with contextlib.suppress(Unavailable):
                     await self.run(lambda transaction: transaction.records(()))
 
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may work on the store at the same time."""
+        return self._store.shared
+
+    def listen(self, changed: Callable[[Sequence[str]], None]) -> None:
+        """Call `changed`, on the event loop, with the names that another server may have changed; none for "any"."""
+        loop = asyncio.get_running_loop()
+
+        def heard(names: Sequence[str]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the listener
+                loop.call_soon_threadsafe(changed, names)
+
+        self._store.listen(heard)
+
     async def close(self) -> None:
         """Close the store, after what is under way."""
         await self._on_thread(self._store.close)
@@ -75,5 +92,10 @@ class StoreThread:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _in_transaction(self, work: Callable[[Transaction], T]) -> T:
-        with self._store.transaction() as transaction:
-            return work(transaction)
+        for _ in range(_ATTEMPTS):
+            try:
+                with self._store.transaction() as transaction:
+                    return work(transaction)
+            except TryAgain as error:
+                met = error
+        raise StoreUnavailable(f"met other servers' transactions {_ATTEMPTS} times: {met}") from met

@@ -8,19 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from normcore import Running
+from normserver.app import open_store
 from normserver.producers import Window
-from normserver.records import Record, SnapshotRecord, policy_of
+from normserver.records import Lease, Record, SnapshotRecord, policy_of
 from normserver.store.base import Store, StoreError, StoreUnavailable
 from normserver.store.sqlite import SqliteStore
 from normstats import specs
+from tests.postgres import database
 
 
-@pytest.fixture(params=["sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened = SqliteStore(make_url(f"sqlite:///{tmp_path / 'store.db'}"))
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    if request.param == "sqlite":
+        yield make_url(f"sqlite:///{tmp_path / 'store.db'}")
+        return
+    with database() as fresh:
+        yield make_url(fresh)
+
+
+@pytest.fixture
+def store(url: URL) -> Iterator[Store]:
+    opened = open_store(url.render_as_string(hide_password=False))
     opened.open()
     yield opened
     opened.close()
@@ -118,18 +129,43 @@ def test_snapshots_go_with_their_normalizer(store: Store) -> None:
         assert transaction.snapshots("a", "", 10) == []
 
 
-def test_it_opens_again_after_a_failure(tmp_path: Path) -> None:
-    """A statement that the database refuses costs the connection, not the store."""
-    store = SqliteStore(make_url(f"sqlite:///{tmp_path / 'store.db'}"))
-    store.open()
+def test_it_opens_again_after_a_failure(store: Store) -> None:
+    """A statement that the database cannot run costs the connection, not the store."""
     with store.transaction() as transaction:
         transaction.insert(record("a"))
     with pytest.raises(StoreUnavailable), store.transaction() as transaction:
-        transaction.insert(record("a"))  # the name is taken: the database refuses
-    assert store._engine is None, "a handle that failed is not used again"
+        transaction._connection.exec_driver_sql("SELECT * FROM nowhere")  # type: ignore[attr-defined]
+    assert store._engine is None, "a handle that failed is not used again"  # type: ignore[attr-defined]
     with store.transaction() as transaction:
         assert list(transaction.records(("a",))) == ["a"]
+
+
+def test_a_lease_is_one_owners_until_it_is_over_or_given_up(store: Store) -> None:
+    with store.transaction() as transaction:
+        first = transaction.take_lease("g", "here:1", 60, None)
+        assert (first.owner, first.lease) == ("here:1", Lease("g", 1))
+        other = transaction.take_lease("g", "there:2", 60, None)
+        assert (other.owner, other.lease) == ("here:1", first.lease)
+        assert 59 < other.seconds <= 60
+        assert transaction.take_lease("g", "here:1", 60, first.lease).lease == first.lease, "renewed"
+        assert transaction.held({first.lease, Lease("h", 1)}) == {first.lease}
+    with store.transaction() as transaction:
+        transaction.release_leases(["g"], "there:2")
+        assert transaction.take_lease("g", "there:2", 60, None).owner == "here:1"
+        transaction.release_leases(["g"], "here:1")
+        after = transaction.take_lease("g", "there:2", 0.0, None)
+        assert (after.owner, after.lease) == ("there:2", Lease("g", 2))
+        assert transaction.held({first.lease, after.lease}) == {after.lease}
+        again = transaction.take_lease("g", "here:1", 60, first.lease)
+        assert (again.owner, again.lease) == ("here:1", Lease("g", 3)), "the other's is over, and so is the first"
+
+
+def test_tables_of_a_later_release_are_refused(url: URL, store: Store) -> None:
+    with store.transaction() as transaction:
+        transaction._connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")  # type: ignore[attr-defined]
     store.close()
+    with pytest.raises(StoreError, match="was written by a later normstats"):
+        store.open()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from normserver.producers import Window
-from normserver.records import Record, SnapshotRecord
+from normserver.records import Lease, LeaseRecord, Record, SnapshotRecord
 
 
 class StoreError(Exception):
@@ -16,6 +16,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(Exception):
     """The transaction did not happen, or nobody knows whether it did: reopen, read again, and let callers retry."""
+
+
+class TryAgain(Exception):
+    """The transaction met another server's; nothing was written, and it will go through when begun again."""
 
 
 class Transaction(Protocol):
@@ -42,7 +46,14 @@ class Transaction(Protocol):
         ...
 
     def windows(self, producers: Collection[bytes]) -> dict[bytes, Window]:
-        """The windows of those producers that are remembered."""
+        """The windows of those producers that are remembered, as of now."""
+        ...
+
+    def lock_windows(self, producers: Collection[bytes]) -> dict[bytes, Window]:
+        """The same, and nobody else's until the transaction ends; also of those that are not remembered yet.
+
+        Records are locked before windows, always, so that two servers never wait for each other.
+        """
         ...
 
     def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
@@ -51,6 +62,21 @@ class Transaction(Protocol):
 
     def forget_producers(self, idle_since: float) -> int:
         """Forget the producers that were last used before that time; returns how many."""
+        ...
+
+    def take_lease(self, group: str, owner: str, seconds: float, renewed: Lease | None) -> LeaseRecord:
+        """The lease of a group as it is now: `owner`'s, for so many seconds, unless somebody else's still holds.
+
+        It is a new grant, with the next token, unless it is the one to be renewed.
+        """
+        ...
+
+    def held(self, leases: Collection[Lease]) -> set[Lease]:
+        """Those leases that nobody else was granted since; they stay so until the transaction ends."""
+        ...
+
+    def release_leases(self, groups: Collection[str], owner: str) -> None:
+        """Give up those of these groups' leases that are `owner`'s."""
         ...
 
     def snapshot(self, name: str, tag: str) -> SnapshotRecord | None:
@@ -71,7 +97,10 @@ class Transaction(Protocol):
 
 
 class Store(Protocol):
-    """A database. Every method is called on one thread, the one that `open` was called on."""
+    """A database. Every method but `listen` is called on one thread, the one that `open` was called on."""
+
+    shared: bool
+    """Whether other servers may work on it at the same time."""
 
     def open(self) -> None:
         """Open, and make or check the schema.
@@ -87,6 +116,14 @@ class Store(Protocol):
 
         Raises:
             StoreUnavailable: the database failed. The connection is closed; the next transaction opens a new one.
+            TryAgain: begin again.
+        """
+        ...
+
+    def listen(self, changed: Callable[[Sequence[str]], None]) -> None:
+        """Call `changed`, on some thread, with the names that another server may have changed; with none for "any".
+
+        Only of a store that is shared.
         """
         ...
 

@@ -1,17 +1,12 @@
-"""The tables, the same in every database."""
+"""The tables, the same in every database, as the newest of `migrations` leaves them."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, LargeBinary, MetaData, String, Table
 
 from normserver.names import MAX_NAME, MAX_TAG
 
-# Grows when a table changes. A store of another version is refused: see the changelog for how to move on.
-SCHEMA_VERSION = 1
-
 metadata = MetaData()
-
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
 # `spec` is a normstats.v1.Spec, `running` a normstats.v1.RunningState, both serialized; times are seconds since 1970.
 normalizers = Table(
@@ -44,4 +39,14 @@ snapshots = Table(
     Column("version", BigInteger, nullable=False),
     Column("running", LargeBinary, nullable=False),
     Column("created_at", Double, nullable=False),
+)
+
+# Which server runs a group's rounds; every grant to another owner has the next token. Times are the database's.
+leases = Table(
+    "leases",
+    metadata,
+    Column("group_name", String(MAX_NAME), primary_key=True),
+    Column("owner", String(300), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("expires_at", Double, nullable=False),
 )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from normserver.store.base import StoreError, StoreUnavailable
 from normserver.store.lock import FileLock
-from normserver.store.schema import SCHEMA_VERSION, metadata, schema_version
+from normserver.store.migrate import migrate
 from normserver.store.transaction import SqlTransaction
 
 # WAL with FULL: a commit is one append and one sync of the log (0.3-0.4 ms here); NORMAL would not sync at all.
@@ -27,6 +27,8 @@ _FAILURES = (DBAPIError, sqlite3.Error, OSError)
 
 class SqliteStore:
     """A store in one file. See store.base.Store."""
+
+    shared = False
 
     def __init__(self, url: URL) -> None:
         if not url.database or url.database == ":memory:":
@@ -57,6 +59,9 @@ class SqliteStore:
             self._disconnect()
             raise StoreUnavailable(_told(self._path, error)) from error
 
+    def listen(self, changed: Callable[[Sequence[str]], None]) -> None:
+        """Nobody else writes: there is nothing to hear."""
+
     def close(self) -> None:
         """Close the file and give back the lock."""
         self._disconnect()
@@ -72,7 +77,7 @@ class SqliteStore:
         event.listen(engine, "begin", _begin)
         try:
             with engine.begin() as connection:
-                _make_or_check_schema(connection, self._path)
+                migrate(connection, str(self._path))
         except _FAILURES as error:
             engine.dispose()
             raise StoreUnavailable(_told(self._path, error)) from error
@@ -99,15 +104,3 @@ def _configure(connection: Any, _record: Any) -> None:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _make_or_check_schema(connection: Connection, path: Path) -> None:
-    metadata.create_all(connection)
-    found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
-    if found is None:
-        connection.execute(insert(schema_version), {"version": SCHEMA_VERSION})
-    elif found != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has schema version {found}; this normstats reads version {SCHEMA_VERSION}: "
-            "use the release that wrote it"
-        )

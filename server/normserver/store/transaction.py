@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from normserver.producers import Window
-from normserver.records import Record, SnapshotRecord
+from normserver.records import Lease, LeaseRecord, Record, SnapshotRecord
 from normserver.store import rows
-from normserver.store.schema import normalizers, producers, snapshots
+from normserver.store.schema import leases, normalizers, producers, snapshots
 
 T = TypeVar("T")
 
@@ -28,11 +28,20 @@ def _put_window(statement: Any) -> Any:
 _PUT_WINDOW = {"sqlite": _put_window(sqlite.insert(producers)), "postgresql": _put_window(postgresql.insert(producers))}
 
 
+CHANGES = "normstats_changes"
+_NOTIFY = text(f"SELECT pg_notify('{CHANGES}', :name)")
+_NOW = {
+    "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
+    "postgresql": text("SELECT extract(epoch FROM clock_timestamp())::float8"),
+}
+
+
 class SqlTransaction:
     """A transaction on an open connection. See store.base.Transaction."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._dialect = connection.dialect.name
 
     def records(self, names: Collection[str]) -> dict[str, Record]:
         """Those normalizers that exist, locked in the order of their names."""
@@ -63,31 +72,77 @@ class SqlTransaction:
             statement = update(normalizers).where(normalizers.c.name == bindparam("key"))
             values = [rows.row_of(record) for record in records]
             self._connection.execute(statement, [{"key": row.pop("name"), **row} for row in values])
+            self._tell([record.name for record in records])
 
     def delete(self, name: str) -> None:
         """Delete a normalizer and its snapshots."""
+        self._tell([name])
         self._connection.execute(delete(snapshots).where(snapshots.c.normalizer == name))
         self._connection.execute(delete(normalizers).where(normalizers.c.name == name))
 
     def windows(self, ids: Collection[bytes]) -> dict[bytes, Window]:
-        """The windows of those producers that are remembered."""
+        """The windows of those producers that are remembered, as of now."""
+        return self._windows(ids, select(producers))
+
+    def lock_windows(self, ids: Collection[bytes]) -> dict[bytes, Window]:
+        """The same, and nobody else's until the transaction ends; also of those that are not remembered yet."""
+        locked = select(producers).with_for_update()
+        found = self._windows(ids, locked)
+        if self._dialect == "postgresql" and (new := [one for one in sorted(ids) if one not in found]):
+            # A row that is not there cannot be locked. To insert it waits for whoever else is inserting it just now.
+            nothing = [_window_row(producer, Window(), 0.0) for producer in new]
+            self._connection.execute(postgresql.insert(producers).on_conflict_do_nothing(), nothing)
+            found |= {one: window for one, window in self._windows(new, locked).items() if window != Window()}
+        return found
+
+    def _windows(self, ids: Collection[bytes], query: Select[Any]) -> dict[bytes, Window]:
         found: dict[bytes, Window] = {}
         for some in _slices(sorted(ids)):
-            query = (
-                select(producers).where(producers.c.producer.in_(some)).order_by(producers.c.producer).with_for_update()
-            )
-            found |= {row.producer: Window.from_bytes(row.highest, row.seen) for row in self._connection.execute(query)}
+            chosen = query.where(producers.c.producer.in_(some)).order_by(producers.c.producer)
+            rows = self._connection.execute(chosen)
+            found |= {row.producer: Window.from_bytes(row.highest, row.seen) for row in rows}
         return found
 
     def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
         """Remember producers' windows."""
         if windows:
             rows = [_window_row(producer, windows[producer], now) for producer in sorted(windows)]
-            self._connection.execute(_PUT_WINDOW[self._connection.dialect.name], rows)
+            self._connection.execute(_PUT_WINDOW[self._dialect], rows)
 
     def forget_producers(self, idle_since: float) -> int:
         """Forget the producers that were last used before that time."""
         return self._connection.execute(delete(producers).where(producers.c.used_at < idle_since)).rowcount
+
+    def take_lease(self, group: str, owner: str, seconds: float, renewed: Lease | None) -> LeaseRecord:
+        """The lease of a group as it is now: `owner`'s, unless somebody else's still holds."""
+        now = self._now()
+        found = self._connection.execute(
+            select(leases).where(leases.c.group_name == group).with_for_update()
+        ).one_or_none()
+        if found is not None and found.owner != owner and found.expires_at > now:
+            return LeaseRecord(Lease(group, found.token), found.owner, found.expires_at - now)
+        token = 1 if found is None else found.token + (renewed != Lease(group, found.token))
+        values = {"owner": owner, "token": token, "expires_at": now + seconds}
+        if found is None:
+            self._connection.execute(insert(leases), {"group_name": group, **values})
+        else:
+            self._connection.execute(update(leases).where(leases.c.group_name == group), values)
+        return LeaseRecord(Lease(group, token), owner, seconds)
+
+    def held(self, wanted: Collection[Lease]) -> set[Lease]:
+        """Those leases that nobody else was granted since; they stay so until the transaction ends."""
+        if not wanted:
+            return set()
+        groups = sorted({lease.group for lease in wanted})
+        query = select(leases.c.group_name, leases.c.token).where(leases.c.group_name.in_(groups))
+        rows = self._connection.execute(query.order_by(leases.c.group_name).with_for_update(read=True))
+        return {Lease(row.group_name, row.token) for row in rows} & set(wanted)
+
+    def release_leases(self, groups: Collection[str], owner: str) -> None:
+        """Give up those of these groups' leases that are `owner`'s."""
+        for some in _slices(sorted(groups)):
+            mine = (leases.c.group_name.in_(some)) & (leases.c.owner == owner)
+            self._connection.execute(update(leases).where(mine), {"expires_at": 0.0})
 
     def snapshot(self, name: str, tag: str) -> SnapshotRecord | None:
         """One snapshot."""
@@ -112,6 +167,15 @@ class SqlTransaction:
     def delete_snapshot(self, name: str, tag: str) -> None:
         """Delete a snapshot."""
         self._connection.execute(delete(snapshots).where(snapshots.c.normalizer == name, snapshots.c.tag == tag))
+
+    def _tell(self, names: Sequence[str]) -> None:
+        """Tell other servers, when this transaction is committed, which normalizers have changed."""
+        if self._dialect == "postgresql":
+            self._connection.execute(_NOTIFY, [{"name": name} for name in names])
+
+    def _now(self) -> float:
+        """The database's time, so that servers' clocks need not agree."""
+        return float(self._connection.execute(_NOW[self._dialect]).scalar_one())
 
 
 def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:

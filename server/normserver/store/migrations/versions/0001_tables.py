@@ -1,0 +1,46 @@
+"""Normalizers, producers' windows, snapshots, leases."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    op.create_table(
+        "normalizers",
+        sa.Column("name", sa.String(200), primary_key=True),
+        sa.Column("spec", sa.LargeBinary, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("running", sa.LargeBinary, nullable=True),
+        sa.Column("frozen", sa.Boolean, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("updated_at", sa.Double, nullable=False),
+    )
+    op.create_table(
+        "producers",
+        sa.Column("producer", sa.LargeBinary(16), primary_key=True),
+        sa.Column("highest", sa.BigInteger, nullable=False),
+        sa.Column("seen", sa.LargeBinary(128), nullable=False),
+        sa.Column("used_at", sa.Double, nullable=False),
+    )
+    op.create_index("ix_producers_used_at", "producers", ["used_at"])
+    op.create_table(
+        "snapshots",
+        sa.Column(
+            "normalizer", sa.String(200), sa.ForeignKey("normalizers.name", ondelete="CASCADE"), primary_key=True
+        ),
+        sa.Column("tag", sa.String(100), primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("running", sa.LargeBinary, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("group_name", sa.String(200), primary_key=True),
+        sa.Column("owner", sa.String(300), nullable=False),
+        sa.Column("token", sa.BigInteger, nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=False),
+    )
