@@ -27,4 +27,5 @@ def configure(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel("WARNING")  # "serving" and "stopped" say it already
+    for library in ("uvicorn", "alembic"):  # "serving" and "stopped" say it already
+        logging.getLogger(library).setLevel("WARNING")

@@ -187,7 +187,7 @@ def test_members_at_different_servers_meet_at_one(replicas: tuple[ServerProcess,
 
 def test_rounds_go_on_at_another_server_when_theirs_dies(url: str, tmp_path: Path, name: str) -> None:
     own = [ServerProcess(tmp_path, store=url).start() for _ in range(2)]
-    steps, started = 40, threading.Event()
+    steps, started = 200, threading.Event()
 
     def take_part(index: int) -> None:
         # Either address will do: a client's list of servers is its load balancer's business.

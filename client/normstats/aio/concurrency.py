@@ -49,10 +49,10 @@ async def wait_until(condition: asyncio.Condition, holds: Callable[[], bool], ti
 
 
 class Conversation:
-    """A call of streams both ways, a message at a time."""
+    """A call of streams both ways, a message at a time. Fails at once where nobody listens: the caller tries elsewhere."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        self._call = method()
+        self._call = method(wait_for_ready=False)
 
     async def send(self, message: Any) -> None:
         """Send a message."""

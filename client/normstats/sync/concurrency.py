@@ -46,11 +46,11 @@ def wait_until(condition: threading.Condition, holds: Callable[[], bool], timeou
 
 
 class Conversation:
-    """A call of streams both ways, a message at a time."""
+    """A call of streams both ways, a message at a time. Fails at once where nobody listens: the caller tries elsewhere."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._outgoing: SimpleQueue[Any] = SimpleQueue()
-        self._call = method(iter(self._outgoing.get, None))
+        self._call = method(iter(self._outgoing.get, None), wait_for_ready=False)
 
     def send(self, message: Any) -> None:
         """Send a message."""
