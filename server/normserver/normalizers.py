@@ -95,8 +95,8 @@ class Normalizers:
         await self._store.run(delete)
         self._published.forget(name)
 
-    async def keep(self, name: str, tag: str) -> SnapshotRecord:
-        """Keep the present statistics under a tag.
+    async def keep(self, name: str, tag: str, *, keep_last: int = 0) -> SnapshotRecord:
+        """Keep the present statistics under a tag; with `keep_last`, only that many of the newest snapshots stay.
 
         Raises:
             AlreadyExists: the tag holds another version.
@@ -117,6 +117,9 @@ class Normalizers:
                     field="tag",
                     reason="TAG_TAKEN",
                 )
+            if keep_last:
+                for old in transaction.oldest_tags(name, keep_last):
+                    transaction.delete_snapshot(name, old)
             return found
 
         return await self._store.run(insert)

@@ -151,7 +151,9 @@ class NormalizationService(NormalizationServiceServicer):
 
     async def CreateSnapshot(self, request: pb.CreateSnapshotRequest, context: Context) -> pb.CreateSnapshotResponse:
         """Keep the present statistics under a tag."""
-        kept = await self._normalizers.keep(*_snapshot_of(request))
+        if request.keep_last < 0:
+            raise InvalidArgument("keep_last", f"is {request.keep_last}; expected at least 0")
+        kept = await self._normalizers.keep(*_snapshot_of(request), keep_last=request.keep_last)
         return pb.CreateSnapshotResponse(snapshot=replies.snapshot(kept))
 
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:

@@ -96,6 +96,9 @@ class TestNormalizer:
         assert [one.tag for one in ours.snapshots()] == ["a"]
         ours.delete_snapshot("a")
         assert list(ours.snapshots()) == []
+        for tag in ("c", "b", "a"):
+            ours.snapshot(tag, keep_last=2)
+        assert [one.tag for one in ours.snapshots()] == ["a", "b"]
         assert ours.reset().count == 0
         assert ours.refresh().version == 5
         assert repr(ours) == f"<Normalizer '{name}' Standardize version 5>"

@@ -11,16 +11,17 @@ import normstats
 NAMES = {
     "AdaptiveInstanceNorm", "AlreadyExists", "BatchNorm", "Cancelled", "Client", "DeadlineExceeded", "Drift",
     "FailedPrecondition", "GroupNorm", "InstanceNorm", "Internal", "InvalidArgument", "InvalidSpec", "LayerNorm",
-    "LocalResponseNorm", "LpNorm", "MeanVarianceNorm", "MinMax", "Normalizer", "NormalizerInfo", "NormstatsError",
-    "NotFound", "OutOfRange", "PermissionDenied", "RMSNorm", "ResourceExhausted", "RunningState", "SnapshotInfo",
-    "Spec", "Standardize", "Stats", "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream",
+    "LocalResponseNorm", "LpNorm", "MeanVarianceNorm", "Member", "MinMax", "Normalizer", "NormalizerInfo",
+    "NormstatsError", "NotFound", "OutOfRange", "PermissionDenied", "RMSNorm", "ResourceExhausted", "Round",
+    "RunningState", "SnapshotInfo", "Spec", "Standardize", "Stats", "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream",
     "__version__", "aio", "connect",
 }  # fmt: skip
 CLIENT = {"close", "create", "delete", "get", "list", "normalize", "update"}
 NORMALIZER = {
-    "compare", "delete", "delete_snapshot", "freeze", "name", "normalize", "refresh", "reset", "restore",
+    "compare", "delete", "delete_snapshot", "freeze", "join", "name", "normalize", "refresh", "reset", "restore",
     "set_parameters", "snapshot", "snapshots", "spec", "stats", "stream", "unfreeze", "update", "watch",
 }  # fmt: skip
+MEMBER = {"id", "leave", "reduce", "sync"}
 
 
 def public(kind: type) -> set[str]:
@@ -31,12 +32,14 @@ def test_the_surface_is_what_it_was() -> None:
     assert set(normstats.__all__) == NAMES
     assert public(normstats.Client) == public(normstats.aio.AsyncClient) == CLIENT
     assert public(normstats.Normalizer) == public(normstats.aio.AsyncNormalizer) == NORMALIZER
+    assert public(normstats.Member) == public(normstats.aio.AsyncMember) == MEMBER
 
 
 def test_both_clients_take_the_same_arguments() -> None:
     twins = (
         (normstats.Client, normstats.aio.AsyncClient, CLIENT),
         (normstats.Normalizer, normstats.aio.AsyncNormalizer, NORMALIZER - {"name", "spec"}),
+        (normstats.Member, normstats.aio.AsyncMember, MEMBER - {"id"}),
     )
     for one, other, names in twins:
         for name in names:

@@ -196,7 +196,6 @@ class TestSnapshots:
 
 
 def test_every_call_of_the_contract_is_answered(stub: NormalizationServiceStub) -> None:
-    """Nothing but SynchronizeStats is unimplemented."""
     service = pb.DESCRIPTOR.services_by_name["NormalizationService"]
     codes = {}
     for method in service.methods:
@@ -206,7 +205,5 @@ def test_every_call_of_the_contract_is_answered(stub: NormalizationServiceStub) 
             answered(getattr(stub, method.name), iter([request]) if streams else request)
         except grpc.RpcError as error:
             codes[method.name] = error.code()
-    unimplemented = grpc.StatusCode.UNIMPLEMENTED
-    assert codes.pop("SynchronizeStats") is unimplemented
     assert set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}, codes
-    assert {method.name for method in service.methods} - set(codes) == {"SynchronizeStats", "ListNormalizers"}
+    assert {method.name for method in service.methods} - set(codes) == {"ListNormalizers"}

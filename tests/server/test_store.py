@@ -129,6 +129,17 @@ def test_snapshots_go_with_their_normalizer(store: Store) -> None:
         assert transaction.snapshots("a", "", 10) == []
 
 
+def test_the_newest_snapshots_are_kept(store: Store) -> None:
+    one = record("a")
+    assert one.running is not None
+    with store.transaction() as transaction:
+        transaction.insert(one)
+        for time, tag in enumerate(("z", "y", "x", "w")):
+            transaction.insert_snapshot(SnapshotRecord("a", tag, 5 + time, one.running, float(time)))
+        assert transaction.oldest_tags("a", 4) == []
+        assert transaction.oldest_tags("a", 2) == ["y", "z"]
+
+
 def test_it_opens_again_after_a_failure(store: Store) -> None:
     """A statement that the database cannot run costs the connection, not the store."""
     with store.transaction() as transaction:

@@ -49,7 +49,7 @@ async def wait_until(condition: asyncio.Condition, holds: Callable[[], bool], ti
 
 
 class Conversation:
-    """A call of streams both ways, a message at a time. Fails at once where nobody listens: the caller tries elsewhere."""
+    """A call of streams both ways, a message at a time. Fails at once where nobody listens."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._call = method(wait_for_ready=False)

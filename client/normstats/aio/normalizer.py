@@ -159,13 +159,13 @@ class AsyncNormalizer:
                 call.cancel()
             await concurrency.sleep(backoff.next_seconds())
 
-    async def snapshot(self, tag: str, *, timeout: float | None = None) -> SnapshotInfo:
-        """Keep the present statistics under a tag.
+    async def snapshot(self, tag: str, *, keep_last: int | None = None, timeout: float | None = None) -> SnapshotInfo:
+        """Keep the present statistics under a tag; with `keep_last`, only that many of the newest snapshots stay.
 
         Raises:
             AlreadyExists: the tag holds another version.
         """
-        request = pb.CreateSnapshotRequest(normalizer=self.name, tag=tag)
+        request = pb.CreateSnapshotRequest(normalizer=self.name, tag=tag, keep_last=keep_last or 0)
         reply = await self._connection.call(self._stub.CreateSnapshot, request, timeout)
         return SnapshotInfo.of(reply.snapshot)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class AsyncUpdateStream:
     """A stream of contributions to one normalizer. A context manager: leaving it waits until all of it is durable.
 
+    What is taken in while a commit is on its way goes together in the next message, each batch still its own.
+
     An error of the server's (the normalizer was frozen, say) is raised by the next call, and by leaving.
     """
 
@@ -67,7 +69,7 @@ class AsyncUpdateStream:
         )
         async with self._changed:
             await self._until(lambda: not self._updates.is_full, None)
-            self._updates.take_in([one])
+            self._updates.take_in(one)
             self._changed.notify_all()
 
     async def flush(self, timeout: float | None = None) -> None:
@@ -171,7 +173,7 @@ class AsyncUpdateStream:
                 if update is None or conversation != self._conversation:
                     return
             frame = pb.UpdateRunningStatsStreamRequest.Update(
-                sequence=update.sequence, contributions=update.contributions
+                sequence=update.sequence, contributions=(update.contribution,)
             )
             yield pb.UpdateRunningStatsStreamRequest(update=frame)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 import numpy as np
@@ -84,26 +87,40 @@ def update(
     sources = [_source(file, member, columns) for file in files]
     known = [source.rows for source in sources]
     total = None if None in known else sum(rows for rows in known if rows is not None)
-    rows, stopped = [0], False
-    with session.client() as client:
+    rows = [0]
+    with session.client() as client, _first_interrupt() as stopped:
         normalizer = client.get(name)
         with normalizer.stream() as stream, _progress(name, total) as (bar, task):
-            try:
-                for source in sources:
-                    for batch in _batches(source, batch_size):
-                        stream.update(batch)
-                        rows.append(rows[-1] + len(batch))
-                        bar.update(task, completed=rows[min(stream.acknowledged, len(rows) - 1)])
-            except KeyboardInterrupt:
-                stopped = True
+            for batch in (batch for source in sources for batch in _batches(source, batch_size)):
+                if stopped.is_set():
+                    break
+                stream.update(batch)
+                rows.append(rows[-1] + len(batch))
+                bar.update(task, completed=rows[min(stream.acknowledged, len(rows) - 1)])
         info = normalizer.refresh()
     counted = rows[min(stream.acknowledged, len(rows) - 1)]
     session.emit(
-        {"rows": counted, "batches": stream.acknowledged, "version": info.version, "interrupted": stopped},
+        {"rows": counted, "batches": stream.acknowledged, "version": info.version, "interrupted": stopped.is_set()},
         f"{counted:,} rows in {stream.acknowledged:,} batches are durable; {name} is at version {info.version}",
     )
-    if stopped:
+    if stopped.is_set():
         sys.exit(130)
+
+
+@contextmanager
+def _first_interrupt() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, wherever it comes; the next one interrupts as ever."""
+    interrupted, before = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @click.command(cls=Command)

@@ -12,15 +12,19 @@ from normstats.cli.session import Command, Session, pass_session
 @click.command(cls=Command)
 @click.argument("name")
 @click.argument("tag")
+@click.option(
+    "--keep-last", type=click.IntRange(min=1), help="Delete the oldest snapshots beyond so many, this included."
+)
 @pass_session
-def snapshot(session: Session, name: str, tag: str) -> None:
+def snapshot(session: Session, name: str, tag: str, keep_last: int | None) -> None:
     """Keep the present statistics under a TAG.
 
     \b
     normstats snapshot robot/obs 2026-11-20
+    normstats snapshot robot/obs $(date +%F) --keep-last 7
     """
     with session.client() as client:
-        kept = client.get(name).snapshot(tag)
+        kept = client.get(name).snapshot(tag, keep_last=keep_last)
     session.emit(output.snapshot_json(kept), f"{name} at version {kept.version} is kept as {tag}")
 
 

@@ -46,7 +46,7 @@ def wait_until(condition: threading.Condition, holds: Callable[[], bool], timeou
 
 
 class Conversation:
-    """A call of streams both ways, a message at a time. Fails at once where nobody listens: the caller tries elsewhere."""
+    """A call of streams both ways, a message at a time. Fails at once where nobody listens."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._outgoing: SimpleQueue[Any] = SimpleQueue()

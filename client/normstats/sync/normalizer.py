@@ -158,13 +158,13 @@ class Normalizer:
                 call.cancel()
             concurrency.sleep(backoff.next_seconds())
 
-    def snapshot(self, tag: str, *, timeout: float | None = None) -> SnapshotInfo:
-        """Keep the present statistics under a tag.
+    def snapshot(self, tag: str, *, keep_last: int | None = None, timeout: float | None = None) -> SnapshotInfo:
+        """Keep the present statistics under a tag; with `keep_last`, only that many of the newest snapshots stay.
 
         Raises:
             AlreadyExists: the tag holds another version.
         """
-        request = pb.CreateSnapshotRequest(normalizer=self.name, tag=tag)
+        request = pb.CreateSnapshotRequest(normalizer=self.name, tag=tag, keep_last=keep_last or 0)
         reply = self._connection.call(self._stub.CreateSnapshot, request, timeout)
         return SnapshotInfo.of(reply.snapshot)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class UpdateStream:
     """A stream of contributions to one normalizer. A context manager: leaving it waits until all of it is durable.
 
+    What is taken in while a commit is on its way goes together in the next message, each batch still its own.
+
     An error of the server's (the normalizer was frozen, say) is raised by the next call, and by leaving.
     """
 
@@ -68,7 +70,7 @@ class UpdateStream:
         )
         with self._changed:
             self._until(lambda: not self._updates.is_full, None)
-            self._updates.take_in([one])
+            self._updates.take_in(one)
             self._changed.notify_all()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -172,7 +174,7 @@ class UpdateStream:
                 if update is None or conversation != self._conversation:
                     return
             frame = pb.UpdateRunningStatsStreamRequest.Update(
-                sequence=update.sequence, contributions=update.contributions
+                sequence=update.sequence, contributions=(update.contribution,)
             )
             yield pb.UpdateRunningStatsStreamRequest(update=frame)
 

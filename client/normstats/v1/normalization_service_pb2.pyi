@@ -1266,19 +1266,23 @@ class CreateSnapshotRequest(_message.Message):
 
     NORMALIZER_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
     normalizer: _builtins.str
     """The normalizer's name."""
     tag: _builtins.str
     """The tag."""
+    keep_last: _builtins.int
+    """Delete the oldest snapshots beyond so many, this one included; none if 0."""
     def __init__(
         self,
         *,
         normalizer: _builtins.str = ...,
         tag: _builtins.str = ...,
+        keep_last: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["normalizer", b"normalizer", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_last", b"keep_last", "normalizer", b"normalizer", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

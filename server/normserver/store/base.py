@@ -91,6 +91,10 @@ class Transaction(Protocol):
         """Add a snapshot whose tag is free."""
         ...
 
+    def oldest_tags(self, name: str, beyond: int) -> Sequence[str]:
+        """The tags of all snapshots but so many of the newest."""
+        ...
+
     def delete_snapshot(self, name: str, tag: str) -> None:
         """Delete a snapshot."""
         ...

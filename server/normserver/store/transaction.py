@@ -164,6 +164,12 @@ class SqlTransaction:
         """Add a snapshot."""
         self._connection.execute(insert(snapshots), rows.snapshot_row(snapshot))
 
+    def oldest_tags(self, name: str, beyond: int) -> Sequence[str]:
+        """The tags of all snapshots but so many of the newest."""
+        newest_first = (snapshots.c.created_at.desc(), snapshots.c.version.desc(), snapshots.c.tag.desc())
+        query = select(snapshots.c.tag).where(snapshots.c.normalizer == name).order_by(*newest_first)
+        return list(self._connection.execute(query).scalars())[beyond:]
+
     def delete_snapshot(self, name: str, tag: str) -> None:
         """Delete a snapshot."""
         self._connection.execute(delete(snapshots).where(snapshots.c.normalizer == name, snapshots.c.tag == tag))
