@@ -101,10 +101,18 @@ def rows_of(moments: Sequence[Moments]) -> Tensor:
 
 
 def moments_of_row(row: Tensor) -> Moments:
-    """The moments of one row (7, C); their count is of shape () where it is the same for all features."""
-    count, *rest = row
-    alike = bool((count == count[:1]).all())
-    return Moments(count[:1].sum() if alike else count, *rest)
+    """The moments of one row (7, C), float64; their count is of shape () where it is the same for all features."""
+    count, *rest = row.unbind(0)
+    one = launch.one_for_all(count)
+    return _trusted(one, *rest) if one.dim() == 0 and float(one) > 0 else Moments(one, *rest)
+
+
+def _trusted(*values: Tensor) -> Moments:
+    """Moments of tensors whose shapes and types are known to be right, and whose counts are all above 0."""
+    moments = object.__new__(Moments)
+    for name, value in zip(_FIELDS, values, strict=True):
+        object.__setattr__(moments, name, value)
+    return moments
 
 
 def moments_from(parts: Parts) -> Moments:

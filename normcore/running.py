@@ -126,7 +126,7 @@ class RunningPolicy(ABC):
             InvalidParameter: there are none.
         """
         stack = MomentsStack.of([element.moments for element in elements])
-        moments, time = self._composed(stack, [element.time for element in elements])
+        moments, time, _ = self._composed(stack, [element.time for element in elements])
         count = elements[0].count
         for element in elements[1:]:
             count = count + element.count
@@ -137,19 +137,18 @@ class RunningPolicy(ABC):
 
         The same as `compose_all` of the state and `of` each batch, in one pass over one tensor.
         """
-        stack = MomentsStack.cat((MomentsStack.of((running.moments,)), self._weighted(batches)))
-        moments, time = self._composed(stack, [running.time, *times])
-        count = running.count + _one_for_all(batches.counts.sum(0))
-        num_batches = running.num_batches + int((batches.counts > 0).any(1).sum())
-        return Running(moments, count, num_batches, time)
+        stack = self._weighted(batches).after(running.moments)
+        moments, time, seen = self._composed(stack, [running.time, *times])
+        count = running.count + launch.one_for_all(batches.counts.sum(0))
+        return Running(moments, count, running.num_batches + sum(seen[1:]), time)
 
-    def _composed(self, stack: MomentsStack, times: Sequence[float]) -> tuple[Moments, float]:
-        """The moments of weighted elements, and the moment that their weights refer to."""
-        seen = (stack.counts > 0).any(1).tolist()
+    def _composed(self, stack: MomentsStack, times: Sequence[float]) -> tuple[Moments, float, list[bool]]:
+        """The moments of weighted elements, the moment that their weights refer to, and which of them are not empty."""
+        seen = launch.seen(stack.counts)
         time = max((time for time, some in zip(times, seen, strict=True) if some), default=0.0)
         ages = [time - seen_at if some else 0.0 for seen_at, some in zip(times, seen, strict=True)]
         factors = self._factors(stack.counts, ages)
-        return moments_of_row(launch.compose(stack.values, factors, between=self._spreads)), time
+        return moments_of_row(launch.compose(stack.values, factors, between=self._spreads)), time, seen
 
     def estimate(self, running: Running) -> Estimate:
         """The statistics.
@@ -323,11 +322,6 @@ class TimeEma(RunningPolicy):
 def _remaining(weight: Tensor) -> Tensor:
     """What an affine map leaves of the old value: 1 - weight, never below 0 by rounding."""
     return (1 - weight).clamp(min=0)
-
-
-def _one_for_all(count: Tensor) -> Tensor:
-    """A count (C,) as one number where it is the same for all features."""
-    return count[0] if count.numel() and bool((count == count[0]).all()) else count
 
 
 def _check_count(argument: str, bad: Tensor, count: Tensor, expected: str) -> None:

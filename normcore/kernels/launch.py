@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -61,6 +62,35 @@ def total(values: Tensor) -> Tensor:
     out = torch.empty(values.shape[1], dtype=torch.float64)
     compiled.total(values.numpy(), out.numpy())
     return out
+
+
+# What follows looks at a few numbers of each of many small tensors. As views of numpy on the CPU that takes a
+# microsecond and keeps the GIL; each operation of torch takes several, and gives the GIL away.
+
+
+def after(first: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Seven tensors () or (C,) and, after them, values (K, 7, C), in one tensor (K + 1, 7, C)."""
+    if not values.is_cpu:
+        row = torch.stack([one.expand(values.shape[2:]) for one in first])
+        return torch.cat((row[None], values))
+    out = torch.empty((values.shape[0] + 1, *values.shape[1:]), dtype=torch.float64)
+    rows = out.numpy()
+    for index, one in enumerate(first):
+        rows[0, index] = one.numpy()
+    rows[1:] = values.numpy()
+    return out
+
+
+def seen(counts: Tensor) -> list[bool]:
+    """Of counts (K, C), in which of the K anything is above 0."""
+    some = counts.numpy().any(1) if counts.is_cpu else counts.any(1)
+    return [bool(one) for one in some]
+
+
+def one_for_all(count: Tensor) -> Tensor:
+    """A count (C,) as one number () where it is the same for all features."""
+    numbers = count.numpy() if count.is_cpu else count
+    return count[0] if numbers.shape[0] and bool((numbers == numbers[0]).all()) else count
 
 
 def _compiled(values: Tensor) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ NO_TIME = 0.0
 # Squared, and times 2^53 rows, such values still stay below float64's largest.
 MAX_MAGNITUDE = 1e140
 MAX_COUNT = 2.0**53
+MAX_TOTAL = 1e300
 MAX_M2 = MAX_COUNT * (2 * MAX_MAGNITUDE) ** 2
 
 
@@ -76,9 +79,9 @@ def decode_moments(message: pb.Moments, num_features: int, field: str) -> Moment
     return _checked(_row(message, num_features, field), num_features, (field,))[0]
 
 
-def _checked(data: bytes, num_features: int, fields: Sequence[str]) -> MomentsStack:
-    stack = MomentsStack(float64_tensor(data).reshape(len(fields), len(ROWS), num_features))
-    check_mergeable(stack, fields)
+def _checked(data: bytes, num_features: int, paths: Sequence[str]) -> MomentsStack:
+    stack = MomentsStack(float64_tensor(data).reshape(len(paths), len(ROWS), num_features))
+    check_mergeable(stack, paths)
     return stack
 
 
@@ -98,7 +101,7 @@ def _row(message: pb.Moments, num_features: int, field: str) -> bytes:
     return row
 
 
-def check_mergeable(batches: MomentsStack, fields: Sequence[str]) -> None:
+def check_mergeable(batches: MomentsStack, paths: Sequence[str]) -> None:
     """Check that moments are those of real values, and that no merge of them can overflow.
 
     Raises:
@@ -106,7 +109,7 @@ def check_mergeable(batches: MomentsStack, fields: Sequence[str]) -> None:
     """
     if launch.within(batches.values, max_count=MAX_COUNT, max_magnitude=MAX_MAGNITUDE, max_m2=MAX_M2):
         return
-    for field, moments in zip(fields, batches, strict=True):
+    for field, moments in zip(paths, batches, strict=True):
         _check_one(moments, field)
 
 
@@ -151,7 +154,7 @@ def decode_running(message: pb.RunningState, num_features: int, field: str) -> R
         InvalidArgument: it does not hold.
     """
     count = decode_count(message.count, num_features, f"{field}.count")
-    if not bool(((count >= 0) & count.isfinite()).all()):
+    if not bool((count.clamp(0, MAX_TOTAL) == count).all()):
         raise InvalidArgument(f"{field}.count", "has values that are negative or not finite")
     if message.num_batches < 0:
         raise InvalidArgument(f"{field}.num_batches", f"is {message.num_batches}; expected at least 0")
@@ -162,6 +165,28 @@ def decode_running(message: pb.RunningState, num_features: int, field: str) -> R
         num_batches=message.num_batches,
         time=time.ToMicroseconds() / 1e6 if message.HasField("reference_time") else NO_TIME,
     )
+
+
+class StoredRunning(Running):
+    """Running statistics as they were stored, decoded when they are first looked at: most of what is read never is."""
+
+    __slots__ = ("_data", "_num_features")
+
+    def __init__(self, data: bytes, num_features: int) -> None:
+        object.__setattr__(self, "_data", data)
+        object.__setattr__(self, "_num_features", num_features)
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for a field that is not set yet."""
+        if name not in _RUNNING_FIELDS:
+            raise AttributeError(name)
+        decoded = decode_running(pb.RunningState.FromString(self._data), self._num_features, "running")
+        for one in _RUNNING_FIELDS:
+            object.__setattr__(self, one, getattr(decoded, one))
+        return getattr(decoded, name)
+
+
+_RUNNING_FIELDS = tuple(one.name for one in fields(Running))
 
 
 def encode_running(running: Running) -> pb.RunningState:

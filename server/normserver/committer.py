@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from normserver.contributions import Decision, Outcome, Submission, decide
 from normserver.errors import ResourceExhausted, ServiceError, Unavailable
 from normserver.metrics import Metrics
 from normserver.published import Published
+from normserver.records import Record
 from normserver.store.base import Transaction
 from normserver.store_thread import StoreThread
 
@@ -96,7 +97,8 @@ class Committer:
         submissions = [submission for submission, _ in taken]
         started = time.perf_counter()
         try:
-            decision = await self._store.run(partial(_commit, submissions=submissions, now=self._now()))
+            known = self._published.at_hand(_names(submissions))
+            decision = await self._store.run(partial(_commit, submissions=submissions, known=known, now=self._now()))
         except ServiceError as error:
             _fail(taken, error)
             return
@@ -118,16 +120,21 @@ class Committer:
         return round(self._clock(), 6)  # microseconds, as the store keeps them
 
 
-def _commit(transaction: Transaction, *, submissions: Sequence[Submission], now: float) -> Decision:
-    names = {contribution.name for submission in submissions for contribution in submission.contributions}
+def _commit(
+    transaction: Transaction, *, submissions: Sequence[Submission], known: Mapping[str, Record], now: float
+) -> Decision:
     # Records first: whoever else brings the same contributions waits here, and then finds them in the windows.
-    records = transaction.records(names)
+    records = transaction.lock_records(_names(submissions), known)
     windows = transaction.lock_windows({submission.producer for submission in submissions})
     held = transaction.held({submission.lease for submission in submissions if submission.lease is not None})
     decision = decide(records, windows, submissions, now, held)
-    transaction.update(decision.records)
+    transaction.advance(decision.records)
     transaction.put_windows(decision.windows, now)
     return decision
+
+
+def _names(submissions: Sequence[Submission]) -> set[str]:
+    return {contribution.name for submission in submissions for contribution in submission.contributions}
 
 
 def _fail(taken: Sequence[tuple[Submission, asyncio.Future[Outcome]]], error: Exception) -> None:

@@ -211,7 +211,7 @@ def _committed(pending: _Pending, now: float) -> Record | None:
     if not pending.batches:
         return None
     batches = MomentsStack.cat(pending.batches)
-    if not bool(batches.counts.any()):
+    if batches.is_empty:
         return None
     merged = pending.policy.absorb(pending.running, batches, pending.times)
     return replace(pending.record, running=merged, version=pending.record.version + 1, updated_at=now)

@@ -41,7 +41,7 @@ class Normalizers:
         fresh = Record(name, spec, version=1, running=first, frozen=False, created_at=now, updated_at=now)
 
         def insert(transaction: Transaction) -> tuple[Record, bool]:
-            found = transaction.records((name,)).get(name)
+            found = transaction.lock_records((name,), {}).get(name)
             if found is None:
                 transaction.insert(fresh)
                 return fresh, True
@@ -185,7 +185,7 @@ class Normalizers:
         def rewrite(transaction: Transaction) -> Record:
             before = _one(transaction, name)
             after = replace(change(transaction, before), version=before.version + 1, updated_at=now)
-            transaction.update((after,))
+            transaction.update(after)
             return after
 
         record = await self._store.run(rewrite)
@@ -197,7 +197,7 @@ class Normalizers:
 
 
 def _one(transaction: Transaction, name: str) -> Record:
-    found = transaction.records((name,)).get(name)
+    found = transaction.lock_records((name,), {}).get(name)
     if found is None:
         raise no_such_normalizer(name)
     return found

@@ -8,9 +8,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from normserver.errors import Unavailable, no_such_normalizer
 from normserver.records import Record
+from normserver.store.base import Transaction
 from normserver.store_thread import StoreThread
 
 # How old an answer may be where other servers write to the same store, should their notifications be lost.
@@ -34,7 +36,8 @@ class Published:
         self._capacity = capacity
         self._max_age = MAX_AGE_SECONDS if store.shared else math.inf
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[Record]] = {}
+        self._wanted: dict[str, asyncio.Future[Record]] = {}
+        self._loader: asyncio.Task[None] | None = None
         self._changes: dict[str, asyncio.Event] = {}
         self._stopping = False
 
@@ -48,10 +51,15 @@ class Published:
         entry = self._entries.get(name)
         if entry is not None and entry.read_at + self._max_age > self._now():
             return entry.record
-        if name not in self._loading:
-            self._loading[name] = asyncio.create_task(self._load(name))
-            self._loading[name].add_done_callback(lambda _: self._loading.pop(name, None))
-        return await asyncio.shield(self._loading[name])
+        if name not in self._wanted:
+            self._wanted[name] = asyncio.get_running_loop().create_future()
+            if self._loader is None:
+                self._loader = asyncio.create_task(self._load(), name="loader")
+        return await asyncio.shield(self._wanted[name])
+
+    def at_hand(self, names: Iterable[str]) -> dict[str, Record]:
+        """Those of some normalizers that are in memory, however old."""
+        return {name: entry.record for name in names if (entry := self._entries.get(name)) is not None}
 
     async def serialized(self, record: Record, serialize: Callable[[Record], bytes]) -> bytes:
         """What all watchers of a record are sent, made once while it is the newest."""
@@ -99,13 +107,25 @@ class Published:
         for name in list(self._changes):
             self._wake(name)
 
-    async def _load(self, name: str) -> Record:
-        read_at = self._now()
-        found = await self._store.run(lambda transaction: transaction.records((name,)))
-        if name not in found:
-            self._entries.pop(name, None)
-            raise no_such_normalizer(name)
-        return self._keep(found[name], read_at)
+    async def _load(self) -> None:
+        """Read what is wanted, all that has gathered in one transaction, until nothing is."""
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            read_at = self._now()
+            try:
+                names = tuple(wanted)
+                found = await self._store.run(partial(_records, names=names))
+            except Exception as error:  # whoever waits is told
+                for future in wanted.values():
+                    _fail(future, error)
+                continue
+            for name, future in wanted.items():
+                if name in found:
+                    future.set_result(self._keep(found[name], read_at))
+                else:
+                    self._entries.pop(name, None)
+                    _fail(future, no_such_normalizer(name))
+        self._loader = None
 
     def _keep(self, record: Record, read_at: float | None = None) -> Record:
         """Keep a record, unless a commit has published a newer one while it was on its way; returns the newer."""
@@ -128,6 +148,15 @@ class Published:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _records(transaction: Transaction, *, names: Sequence[str]) -> dict[str, Record]:
+    return transaction.records(names)
+
+
+def _fail(future: asyncio.Future[Record], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # seen: nobody may be left to await it
 
 
 def _same(one: Record, other: Record) -> bool:

@@ -13,8 +13,8 @@ NAMES = {
     "FailedPrecondition", "GroupNorm", "InstanceNorm", "Internal", "InvalidArgument", "InvalidSpec", "LayerNorm",
     "LocalResponseNorm", "LpNorm", "MeanVarianceNorm", "Member", "MinMax", "Normalizer", "NormalizerInfo",
     "NormstatsError", "NotFound", "OutOfRange", "PermissionDenied", "RMSNorm", "ResourceExhausted", "Round",
-    "RunningState", "SnapshotInfo", "Spec", "Standardize", "Stats", "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream",
-    "__version__", "aio", "connect",
+    "RunningState", "SnapshotInfo", "Spec", "Standardize", "Stats",
+    "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream", "__version__", "aio", "connect",
 }  # fmt: skip
 CLIENT = {"close", "create", "delete", "get", "list", "normalize", "update"}
 NORMALIZER = {

@@ -26,7 +26,14 @@ class Transaction(Protocol):
     """Reads and writes that happen together or not at all."""
 
     def records(self, names: Collection[str]) -> dict[str, Record]:
-        """Those normalizers that exist, locked until the transaction ends."""
+        """Those normalizers that exist."""
+        ...
+
+    def lock_records(self, names: Collection[str], known: Mapping[str, Record]) -> dict[str, Record]:
+        """Those normalizers that exist, nobody else's to write until the transaction ends.
+
+        Of `known`, those that are still the newest are not read again.
+        """
         ...
 
     def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
@@ -37,8 +44,12 @@ class Transaction(Protocol):
         """Add a normalizer whose name is free."""
         ...
 
-    def update(self, records: Sequence[Record]) -> None:
-        """Write normalizers that exist."""
+    def update(self, record: Record) -> None:
+        """Write a normalizer that exists."""
+        ...
+
+    def advance(self, records: Sequence[Record]) -> None:
+        """Write what commits change of normalizers that exist: statistics, version, time."""
         ...
 
     def delete(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Row
@@ -9,15 +10,15 @@ from sqlalchemy import Row
 from normcore.running import Running
 from normserver import codec
 from normserver.records import Record, SnapshotRecord
-from normstats.specs import RunningSpec
+from normstats.specs import RunningSpec, Spec
 from normstats.v1 import resources_pb2 as pb
 from normstats.wire import spec as spec_wire
 
 
 def record_of(row: Row[Any]) -> Record:
     """The normalizer that a row holds."""
-    spec = spec_wire.from_proto(pb.Spec.FromString(row.spec))
-    running = _running_of(row.running, spec.num_features) if isinstance(spec, RunningSpec) else None
+    spec = _spec_of(row.spec)
+    running = codec.StoredRunning(row.running, spec.num_features) if isinstance(spec, RunningSpec) else None
     return Record(row.name, spec, row.version, running, row.frozen, row.created_at, row.updated_at)
 
 
@@ -31,6 +32,17 @@ def row_of(record: Record) -> dict[str, Any]:
         "frozen": record.frozen,
         "created_at": record.created_at,
         "updated_at": record.updated_at,
+    }
+
+
+def advance_of(record: Record) -> dict[str, Any]:
+    """The parameters of the statement that writes what a commit changes."""
+    assert record.running is not None, "only these are contributed to"
+    return {
+        "key": record.name,
+        "new_running": _running_bytes(record.running),
+        "new_version": record.version,
+        "new_updated_at": record.updated_at,
     }
 
 
@@ -53,8 +65,10 @@ def snapshot_row(snapshot: SnapshotRecord) -> dict[str, Any]:
     }
 
 
-def _running_of(data: bytes, num_features: int) -> Running:
-    return codec.decode_running(pb.RunningState.FromString(data), num_features, "running")
+@lru_cache(maxsize=1024)
+def _spec_of(data: bytes) -> Spec:
+    """A spec, which is frozen: many normalizers have the same."""
+    return spec_wire.from_proto(pb.Spec.FromString(data))
 
 
 def _running_bytes(running: Running) -> bytes:

@@ -28,6 +28,12 @@ def _put_window(statement: Any) -> Any:
 _PUT_WINDOW = {"sqlite": _put_window(sqlite.insert(producers)), "postgresql": _put_window(postgresql.insert(producers))}
 
 
+_ADVANCE = (
+    update(normalizers)
+    .where(normalizers.c.name == bindparam("key"))
+    .values({name: bindparam(f"new_{name}") for name in ("running", "version", "updated_at")})
+)
+
 CHANGES = "normstats_changes"
 _NOTIFY = text(f"SELECT pg_notify('{CHANGES}', :name)")
 _NOW = {
@@ -44,13 +50,27 @@ class SqlTransaction:
         self._dialect = connection.dialect.name
 
     def records(self, names: Collection[str]) -> dict[str, Record]:
-        """Those normalizers that exist, locked in the order of their names."""
+        """Those normalizers that exist."""
+        return self._records(names, select(normalizers))
+
+    def lock_records(self, names: Collection[str], known: Mapping[str, Record]) -> dict[str, Record]:
+        """Those normalizers that exist, locked in the order of their names; what is known is not read again."""
+        locked: dict[str, Record] = {}
+        columns = (normalizers.c.name, normalizers.c.version, normalizers.c.created_at)
+        for some in _slices(sorted(names)):
+            query = select(*columns).where(normalizers.c.name.in_(some)).order_by(normalizers.c.name)
+            for row in self._connection.execute(query.with_for_update()):
+                record = known.get(row.name)
+                if record is not None and (record.version, record.created_at) == (row.version, row.created_at):
+                    locked[row.name] = record
+        missing = [name for name in names if name not in locked]
+        return locked | self._records(missing, select(normalizers).with_for_update())
+
+    def _records(self, names: Collection[str], query: Select[Any]) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for some in _slices(sorted(names)):
-            query = (
-                select(normalizers).where(normalizers.c.name.in_(some)).order_by(normalizers.c.name).with_for_update()
-            )
-            found |= {row.name: rows.record_of(row) for row in self._connection.execute(query)}
+            chosen = query.where(normalizers.c.name.in_(some)).order_by(normalizers.c.name)
+            found |= {row.name: rows.record_of(row) for row in self._connection.execute(chosen)}
         return found
 
     def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
@@ -66,12 +86,16 @@ class SqlTransaction:
         """Add a normalizer."""
         self._connection.execute(insert(normalizers), rows.row_of(record))
 
-    def update(self, records: Sequence[Record]) -> None:
-        """Write normalizers."""
+    def update(self, record: Record) -> None:
+        """Write a normalizer."""
+        row = rows.row_of(record)
+        self._connection.execute(update(normalizers).where(normalizers.c.name == row.pop("name")), row)
+        self._tell([record.name])
+
+    def advance(self, records: Sequence[Record]) -> None:
+        """Write what commits change of normalizers: statistics, version, time."""
         if records:
-            statement = update(normalizers).where(normalizers.c.name == bindparam("key"))
-            values = [rows.row_of(record) for record in records]
-            self._connection.execute(statement, [{"key": row.pop("name"), **row} for row in values])
+            self._connection.execute(_ADVANCE, [rows.advance_of(record) for record in records])
             self._tell([record.name for record in records])
 
     def delete(self, name: str) -> None:
