@@ -83,8 +83,7 @@ def after(first: Sequence[Tensor], values: Tensor) -> Tensor:
 
 def seen(counts: Tensor) -> list[bool]:
     """Of counts (K, C), in which of the K anything is above 0."""
-    some = counts.numpy().any(1) if counts.is_cpu else counts.any(1)
-    return [bool(one) for one in some]
+    return [bool(one.any()) for one in (counts.numpy() if counts.is_cpu else counts)]
 
 
 def one_for_all(count: Tensor) -> Tensor:
