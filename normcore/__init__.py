@@ -20,10 +20,11 @@ from normcore.normalize.across import local_response_norm, lp_norm, mean_varianc
 from normcore.normalize.channel import batch_norm, batch_renorm, min_max, standardize, unmin_max, unstandardize
 from normcore.normalize.group import adaptive_instance_norm, group_norm, instance_norm, instance_statistics
 from normcore.normalize.row import layer_norm, rms_norm
-from normcore.running import BatchAverage, BatchEma, Cumulative, Estimate, Running, RunningPolicy, TimeEma
+from normcore.running import Arrival, BatchAverage, BatchEma, Cumulative, Estimate, Running, RunningPolicy, TimeEma
 from normcore.stack import MomentsStack
 
 __all__ = [
+    "Arrival",
     "BatchAverage",
     "BatchEma",
     "Cumulative",

@@ -18,74 +18,109 @@ from normcore.twofold import Twofold
 NanPolicy = Literal["reject", "omit", "propagate"]
 
 
+ROWS = ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Moments:
-    """The moments of C features, float64; mean and m2 are double-doubles, the sum of a high and a low word.
+    """The moments of C features: values (7, C), float64, in the order of ROWS.
 
-    Where the count is 0 the rest is the identity: mean 0, m2 0, min +inf, max -inf, whatever was given.
-
-    Args:
-        count: the sum of weights, or rows; shape () for all features alike, or (C,).
-        mean, mean_low: shape (C,).
-        m2, m2_low: sum of squared deviations from the mean, shape (C,).
-        min, max: smallest and largest value, shape (C,).
+    mean and m2 are double-doubles, the sum of a high and a low word. Where the count is 0 the rest is the identity:
+    mean 0, m2 0, min +inf, max -inf, whatever was given.
 
     Raises:
-        ShapeMismatch: the shapes are others.
-        InvalidParameter: some tensor is not float64.
+        ShapeMismatch: values has another shape.
+        InvalidParameter: values is not float64.
     """
 
-    count: Tensor
-    mean: Tensor
-    mean_low: Tensor
-    m2: Tensor
-    m2_low: Tensor
-    min: Tensor
-    max: Tensor
+    values: Tensor
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            _check_field(name, getattr(self, name), self.mean)
-        for name, value in zip(_FIELDS, _flat(algebra.normalised(parts_of(self))), strict=True):
-            object.__setattr__(self, name, value)
+        if self.values.dim() != 2 or self.values.shape[0] != len(ROWS):
+            raise ShapeMismatch("values", f"has shape {list(self.values.shape)}; expected ({len(ROWS)}, C)")
+        if self.values.dtype != torch.float64:
+            raise InvalidParameter("values", f"is {self.values.dtype}; expected torch.float64")
+        if launch.any_zero(self.values[0]):
+            object.__setattr__(self, "values", _row(algebra.normalised(_parts(self.values[0], self.values))))
+
+    @classmethod
+    def of(
+        cls, *, count: Tensor, mean: Tensor, mean_low: Tensor, m2: Tensor, m2_low: Tensor, min: Tensor, max: Tensor
+    ) -> Moments:
+        """Moments of their parts.
+
+        Args:
+            count: the sum of weights, or rows; shape () for all features alike, or (C,).
+            mean, mean_low: shape (C,).
+            m2, m2_low: sum of squared deviations from the mean, shape (C,).
+            min, max: smallest and largest value, shape (C,).
+
+        Raises:
+            ShapeMismatch: the shapes are others.
+            InvalidParameter: some tensor is not float64.
+        """
+        given = dict(zip(ROWS, (count, mean, mean_low, m2, m2_low, min, max), strict=True))
+        for name, value in given.items():
+            _check_field(name, value, mean)
+        return cls(torch.stack([count.expand_as(mean), *list(given.values())[1:]]))
 
     @classmethod
     def empty(cls, num_features: int, device: torch.device | None = None) -> Moments:
         """The identity: moments of nothing."""
-        zeros = torch.zeros(num_features, dtype=torch.float64, device=device)
-        return moments_from(algebra.identity(zeros.new_zeros(()), zeros))
+        return cls(torch.zeros(len(ROWS), num_features, dtype=torch.float64, device=device))
 
     def to(self, device: torch.device) -> Moments:
         """The same moments on another device."""
-        return Moments(*(getattr(self, name).to(device) for name in _FIELDS))
+        return Moments(self.values.to(device))
+
+    @property
+    def count(self) -> Tensor:
+        """Shape () where it is the same for all features, else (C,)."""
+        return launch.one_for_all(self.values[0])
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,)."""
+        return self.values[1]
+
+    @property
+    def mean_low(self) -> Tensor:
+        """(C,)."""
+        return self.values[2]
+
+    @property
+    def m2(self) -> Tensor:
+        """(C,)."""
+        return self.values[3]
+
+    @property
+    def m2_low(self) -> Tensor:
+        """(C,)."""
+        return self.values[4]
+
+    @property
+    def min(self) -> Tensor:
+        """(C,)."""
+        return self.values[5]
+
+    @property
+    def max(self) -> Tensor:
+        """(C,)."""
+        return self.values[6]
 
     @property
     def num_features(self) -> int:
         """C."""
-        return self.mean.shape[0]
+        return self.values.shape[1]
 
     @property
     def is_empty(self) -> bool:
         """Whether no feature has seen anything."""
-        return not bool((self.count > 0).any())
-
-
-_FIELDS = ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
-
-
-def parts_of(moments: Moments) -> Parts:
-    """The bare tensors."""
-    return Parts(
-        moments.count,
-        Twofold(moments.mean, moments.mean_low),
-        Twofold(moments.m2, moments.m2_low),
-        moments.min,
-        moments.max,
-    )
+        return not bool((self.values[0] > 0).any())
 
 
 def rows_of(moments: Sequence[Moments]) -> Tensor:
-    """Moments one after another in one tensor (K, 7, C), in the order of their fields.
+    """Moments one after another in one tensor (K, 7, C).
 
     Raises:
         ShapeMismatch: they are of different numbers of features.
@@ -97,28 +132,27 @@ def rows_of(moments: Sequence[Moments]) -> Tensor:
     for index, other in enumerate(moments):
         if other.num_features != width:
             raise ShapeMismatch("moments", f"[{index}] has {other.num_features} features; expected {width}")
-    return torch.stack([torch.stack([one.count.expand_as(one.mean), *_flat(parts_of(one))[1:]]) for one in moments])
-
-
-def moments_of_row(row: Tensor) -> Moments:
-    """The moments of one row (7, C), float64; their count is of shape () where it is the same for all features."""
-    count, *rest = row.unbind(0)
-    one = launch.one_for_all(count)
-    return _trusted(one, *rest) if one.dim() == 0 and float(one) > 0 else Moments(one, *rest)
-
-
-def _trusted(*values: Tensor) -> Moments:
-    """Moments of tensors whose shapes and types are known to be right, and whose counts are all above 0."""
-    moments = object.__new__(Moments)
-    for name, value in zip(_FIELDS, values, strict=True):
-        object.__setattr__(moments, name, value)
-    return moments
+    return torch.stack([one.values for one in moments])
 
 
 def moments_from(parts: Parts) -> Moments:
     """Moments of bare tensors of shape (C,), the count's () or (1,) where it is one for all."""
-    count = parts.n.reshape(()) if parts.n.shape == (1,) else parts.n
-    return Moments(count, *_flat(parts)[1:])
+    return Moments(_row(parts))
+
+
+def parts_of(moments: Moments) -> Parts:
+    """The bare tensors."""
+    return _parts(moments.count, moments.values)
+
+
+def _parts(count: Tensor, values: Tensor) -> Parts:
+    mean, mean_low, m2, m2_low, low, high = values[1:].unbind(0)
+    return Parts(count, Twofold(mean, mean_low), Twofold(m2, m2_low), low, high)
+
+
+def _row(parts: Parts) -> Tensor:
+    count = parts.n.expand_as(parts.min)
+    return torch.stack((count, *parts.mean, *parts.m2, parts.min, parts.max))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -137,12 +171,12 @@ def merge_all(moments: Sequence[Moments]) -> Moments:
         ShapeMismatch: they are of different numbers of features.
         InvalidParameter: there are none.
     """
-    return moments_of_row(launch.compose(rows_of(moments), None, between=True))
+    return Moments(launch.compose(rows_of(moments), None, between=True))
 
 
 def pool(a: Moments, b: Moments) -> Moments:
     """`merge` without the term between means: means are averaged by weight, m2 added."""
-    return moments_of_row(launch.compose(rows_of((a, b)), None, between=False))
+    return Moments(launch.compose(rows_of((a, b)), None, between=False))
 
 
 def scale(moments: Moments, factor: float | Tensor) -> Moments:
@@ -167,7 +201,7 @@ def violations(moments: Moments) -> str | None:
     slack = 8 * torch.finfo(torch.float64).eps * torch.maximum(moments.min.abs(), moments.max.abs())
     rules = (
         ("count", "finite and at least 0", torch.isfinite(moments.count) & (moments.count >= 0)),
-        *((name, "finite", torch.isfinite(getattr(moments, name)) | ~seen) for name in _FIELDS[1:]),
+        *((name, "finite", torch.isfinite(getattr(moments, name)) | ~seen) for name in ROWS[1:]),
         ("m2", "at least 0", (moments.m2 >= 0) | ~seen),
         ("max", "at least min", (moments.max >= moments.min) | ~seen),
         ("mean", "at least min", (moments.mean >= moments.min - slack) | ~seen),
@@ -221,10 +255,6 @@ def _reject(x: Tensor, mask: Tensor | None, shape: torch.Size, *, omit: bool) ->
         raise InvalidParameter("x", "has values whose squares exceed float64; expected magnitudes below 1e150")
     first = bad.reshape(shape).nonzero()[0]
     raise NonFinite("x", int(bad.sum()), tuple(first.tolist()))
-
-
-def _flat(parts: Parts) -> tuple[Tensor, ...]:
-    return (parts.n, *parts.mean, *parts.m2, parts.min, parts.max)
 
 
 def _check_field(name: str, value: Tensor, mean: Tensor) -> None:

@@ -16,16 +16,18 @@ An empty batch, or a feature that has nothing in a batch, contributes nothing an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from normcore.errors import InvalidParameter, NothingSeen, ShapeMismatch, TooFewValues
 from normcore.kernels import launch
-from normcore.moments import Moments, moments_of_row, variance
+from normcore.moments import Moments, variance
 from normcore.stack import MomentsStack
 
 # What a seed weighs beside one row or batch: it stands until the first one comes, whose rounding then drowns it.
@@ -86,6 +88,14 @@ class Estimate:
     ddof: int
 
 
+class Arrival(NamedTuple):
+    """A state and the batches that came after it, in order, seen at `times` (seconds)."""
+
+    state: Running
+    batches: MomentsStack
+    times: Sequence[float]
+
+
 class RunningPolicy(ABC):
     """How batches become running statistics."""
 
@@ -125,30 +135,58 @@ class RunningPolicy(ABC):
             ShapeMismatch: they are of different numbers of features.
             InvalidParameter: there are none.
         """
-        stack = MomentsStack.of([element.moments for element in elements])
-        moments, time, _ = self._composed(stack, [element.time for element in elements])
+        values = MomentsStack.of([element.moments for element in elements]).values[:, :, None]
         count = elements[0].count
         for element in elements[1:]:
             count = count + element.count
+        (moments,), (time,), _ = self._composed(values, [[element.time for element in elements]])
         return Running(moments, count, sum(element.num_batches for element in elements), time)
 
-    def absorb(self, running: Running, batches: MomentsStack, times: Sequence[float]) -> Running:
-        """A state and the batches that came after it, in order, seen at `times`; what `check` has passed.
+    def absorb(self, arrivals: Sequence[Arrival]) -> list[Running]:
+        """What each state is after its batches; what `check` has passed.
 
-        The same as `compose_all` of the state and `of` each batch, in one pass over one tensor.
+        For each the same as `compose_all` of the state and `of` each batch. Features are independent of one another,
+        so states with as many features and as many batches lie side by side, as one wide state, in one pass.
         """
-        stack = self._weighted(batches).after(running.moments)
-        moments, time, seen = self._composed(stack, [running.time, *times])
-        count = running.count + launch.one_for_all(batches.counts.sum(0))
-        return Running(moments, count, running.num_batches + sum(seen[1:]), time)
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index, (_, batches, _) in enumerate(arrivals):
+            alike.setdefault((len(batches), batches.num_features), []).append(index)
+        absorbed: dict[int, Running] = {}
+        for indexes in alike.values():
+            absorbed |= zip(indexes, self._side_by_side([arrivals[index] for index in indexes]), strict=True)
+        return [absorbed[index] for index in range(len(arrivals))]
 
-    def _composed(self, stack: MomentsStack, times: Sequence[float]) -> tuple[Moments, float, list[bool]]:
-        """The moments of weighted elements, the moment that their weights refer to, and which of them are not empty."""
-        seen = launch.seen(stack.counts)
-        time = max((time for time, some in zip(times, seen, strict=True) if some), default=0.0)
-        ages = [time - seen_at if some else 0.0 for seen_at, some in zip(times, seen, strict=True)]
-        factors = self._factors(stack.counts, ages)
-        return moments_of_row(launch.compose(stack.values, factors, between=self._spreads)), time, seen
+    def _side_by_side(self, arrivals: Sequence[Arrival]) -> Iterator[Running]:
+        states, stacks, _ = zip(*arrivals, strict=True)
+        added = torch.stack([stack.values for stack in stacks], dim=2)
+        weighted = self._weighted(MomentsStack(added.flatten(2))).values.reshape(added.shape)
+        first = torch.stack([state.moments.values for state in states], dim=1)
+        times = [[arrival.state.time, *arrival.times] for arrival in arrivals]
+        moments, ends, seen = self._composed(torch.cat((first[None], weighted)), times)
+        counts = added[:, 0].sum(0)
+        same = (counts == counts[:, :1]).all(1).tolist()
+        for index, state in enumerate(states):
+            count = state.count + (counts[index, 0] if same[index] else counts[index])
+            yield Running(moments[index], count, state.num_batches + sum(seen[index][1:]), ends[index])
+
+    def _composed(
+        self, values: Tensor, times: Sequence[Sequence[float]]
+    ) -> tuple[list[Moments], list[float], list[list[bool]]]:
+        """For each of G states its K weighted elements, composed: values (K, 7, G, C), times G of K.
+
+        Returns their moments, the times that their weights refer to, and which of the elements are not empty.
+        """
+        counts = values[:, 0]
+        seen = (counts > 0).any(2).T.tolist()
+        ends, ages = [], []
+        for those, some in zip(times, seen, strict=True):
+            ends.append(max(compress(those, some), default=0.0))
+            ages.append([ends[-1] - time if is_some else 0.0 for time, is_some in zip(those, some, strict=True)])
+        factors = self._factors(counts, ages)
+        flat = None if factors is None else factors.expand(counts.shape).flatten(1)
+        composed = launch.compose(values.flatten(2), flat, between=self._spreads).reshape(values.shape[1:])
+        # Each of its own, so that one that is kept does not keep all the others.
+        return [Moments(one.clone(memory_format=torch.contiguous_format)) for one in composed.unbind(1)], ends, seen
 
     def estimate(self, running: Running) -> Estimate:
         """The statistics.
@@ -186,7 +224,9 @@ class RunningPolicy(ABC):
         if degrees <= 0:
             raise InvalidParameter("count", f"is {count}; expected more than {weight - degrees:g}")
         zero = torch.zeros_like(mean)
-        moments = Moments(mean.new_tensor(weight), mean, zero, var * degrees, zero, mean, mean)
+        moments = Moments.of(
+            count=mean.new_tensor(weight), mean=mean, mean_low=zero, m2=var * degrees, m2_low=zero, min=mean, max=mean
+        )
         return Running(moments, mean.new_tensor(count), num_batches, time)
 
     @property
@@ -198,10 +238,10 @@ class RunningPolicy(ABC):
         """Batches with the policy's weights."""
         return batches
 
-    def _factors(self, counts: Tensor, ages: Sequence[float]) -> Tensor | None:
-        """What is left of each element's weights when all are composed: (K, C) or (K, 1); None for all of it.
+    def _factors(self, counts: Tensor, ages: Sequence[Sequence[float]]) -> Tensor | None:
+        """What is left of each element's weights when all are composed: (K, G, C) or (K, G, 1); None for all of it.
 
-        `ages` are seconds before the latest; 0 for what is empty.
+        counts is (K, G, C); ages are G of K, in seconds before the latest, 0 for what is empty.
         """
         return None
 
@@ -278,7 +318,7 @@ class BatchEma(RunningPolicy):
     def _weighted(self, batches: MomentsStack) -> MomentsStack:
         return MomentsStack(launch.unbiased(batches.values, self.new_value_weight))
 
-    def _factors(self, counts: Tensor, ages: Sequence[float]) -> Tensor | None:
+    def _factors(self, counts: Tensor, ages: Sequence[Sequence[float]]) -> Tensor | None:
         remaining = _remaining(counts).flip(0)
         return torch.cat((torch.ones_like(counts[:1]), remaining[:-1].cumprod(0))).flip(0)
 
@@ -308,8 +348,9 @@ class TimeEma(RunningPolicy):
     def _spreads(self) -> bool:
         return True
 
-    def _factors(self, counts: Tensor, ages: Sequence[float]) -> Tensor | None:
-        return torch.exp2(torch.tensor(ages, dtype=torch.float64) / -self.half_life_seconds).to(counts.device)[:, None]
+    def _factors(self, counts: Tensor, ages: Sequence[Sequence[float]]) -> Tensor | None:
+        factors = torch.exp2(torch.tensor(ages, dtype=torch.float64) / -self.half_life_seconds)
+        return factors.T[:, :, None].to(counts.device)
 
     def _read(self, moments: Moments) -> tuple[Tensor, Tensor, int]:
         return moments.mean, variance(moments), 0

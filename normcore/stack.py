@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from normcore.errors import InvalidParameter, ShapeMismatch
-from normcore.kernels import launch
-from normcore.moments import Moments, moments_of_row, rows_of
-
-ROWS = ("count", "mean", "mean_low", "m2", "m2_low", "min", "max")
+from normcore.moments import ROWS, Moments, rows_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,15 +51,11 @@ class MomentsStack:
         """All of them, one after another."""
         return stacks[0] if len(stacks) == 1 else cls(torch.cat([stack.values for stack in stacks]))
 
-    def after(self, first: Moments) -> MomentsStack:
-        """The same, after others."""
-        return MomentsStack(launch.after([getattr(first, name) for name in ROWS], self.values))
-
     def __len__(self) -> int:
         return self.values.shape[0]
 
     def __getitem__(self, index: int) -> Moments:
-        return moments_of_row(self.values[index])
+        return Moments(self.values[index])
 
     def __iter__(self) -> Iterator[Moments]:
         return (self[index] for index in range(len(self)))
@@ -71,11 +64,6 @@ class MomentsStack:
     def num_features(self) -> int:
         """C."""
         return self.values.shape[2]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether none of them has seen anything."""
-        return not any(launch.seen(self.counts))
 
     @property
     def counts(self) -> Tensor:

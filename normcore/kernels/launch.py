@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -64,26 +63,13 @@ def total(values: Tensor) -> Tensor:
     return out
 
 
-# What follows looks at a few numbers of each of many small tensors. As views of numpy on the CPU that takes a
-# microsecond and keeps the GIL; each operation of torch takes several, and gives the GIL away.
+# What follows looks at a few numbers of small tensors. As views of numpy on the CPU that takes a microsecond and keeps
+# the GIL; each operation of torch takes several, and gives the GIL away.
 
 
-def after(first: Sequence[Tensor], values: Tensor) -> Tensor:
-    """Seven tensors () or (C,) and, after them, values (K, 7, C), in one tensor (K + 1, 7, C)."""
-    if not values.is_cpu:
-        row = torch.stack([one.expand(values.shape[2:]) for one in first])
-        return torch.cat((row[None], values))
-    out = torch.empty((values.shape[0] + 1, *values.shape[1:]), dtype=torch.float64)
-    rows = out.numpy()
-    for index, one in enumerate(first):
-        rows[0, index] = one.numpy()
-    rows[1:] = values.numpy()
-    return out
-
-
-def seen(counts: Tensor) -> list[bool]:
-    """Of counts (K, C), in which of the K anything is above 0."""
-    return [bool(one.any()) for one in (counts.numpy() if counts.is_cpu else counts)]
+def any_zero(counts: Tensor) -> bool:
+    """Whether any of counts (C,) is 0."""
+    return bool(((counts.numpy() if counts.is_cpu else counts) == 0).any())
 
 
 def one_for_all(count: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from normcore.kernels import launch
-from normcore.moments import Moments, violations
+from normcore.moments import ROWS, Moments, violations
 from normcore.running import Running
-from normcore.stack import ROWS, MomentsStack
+from normcore.stack import MomentsStack
 from normserver.errors import InvalidArgument
 from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
@@ -47,9 +47,9 @@ def decode_array(data: bytes, sizes: Iterable[int], field: str) -> Tensor:
     Raises:
         InvalidArgument: it has another size.
     """
-    allowed = tuple(dict.fromkeys(sizes))
-    if len(data) not in [8 * size for size in allowed]:
-        expected = " or ".join(str(8 * size) for size in allowed)
+    allowed = tuple(sizes)
+    if len(data) & 7 or len(data) >> 3 not in allowed:
+        expected = " or ".join(str(8 * size) for size in dict.fromkeys(allowed))
         raise InvalidArgument(field, f"has {len(data)} bytes; expected {expected} (float64)")
     return float64_tensor(data)
 
@@ -60,12 +60,16 @@ def decode_count(data: bytes, num_features: int, field: str) -> Tensor:
     return count.reshape(()) if count.numel() == 1 else count
 
 
-def decode_batches(messages: Sequence[pb.Moments], num_features: int, field: str) -> MomentsStack:
+def decode_batches(messages: Sequence[pb.Moments], field: str, num_features: int | None = None) -> MomentsStack:
     """Moments of C features, one after another, checked: sizes, finite, count >= 0, m2 >= 0, min <= mean <= max.
+
+    Where C is not given it is as the first says.
 
     Raises:
         InvalidArgument: they do not hold; the field is that of the first that is wrong.
     """
+    if num_features is None:
+        num_features = len(messages[0].mean) // 8 if messages else 0
     rows = [_row(message, num_features, f"{field}[{index}]") for index, message in enumerate(messages)]
     return _checked(b"".join(rows), num_features, [f"{field}[{index}]" for index in range(len(rows))])
 
@@ -136,15 +140,11 @@ def _check_one(moments: Moments, field: str) -> None:
 
 def encode_moments(moments: Moments) -> pb.Moments:
     """The contract's form of moments."""
-    return pb.Moments(
-        count=float64_bytes(moments.count),
-        mean=float64_bytes(moments.mean),
-        mean_low=float64_bytes(moments.mean_low),
-        m2=float64_bytes(moments.m2),
-        m2_low=float64_bytes(moments.m2_low),
-        min=float64_bytes(moments.min),
-        max=float64_bytes(moments.max),
-    )
+    data, size = float64_bytes(moments.values), 8 * moments.num_features
+    fields = {name: data[index * size : (index + 1) * size] for index, name in enumerate(ROWS)}
+    if moments.count.dim() == 0:
+        fields["count"] = fields["count"][:8]
+    return pb.Moments(**fields)
 
 
 def decode_running(message: pb.RunningState, num_features: int, field: str) -> Running:
@@ -154,7 +154,7 @@ def decode_running(message: pb.RunningState, num_features: int, field: str) -> R
         InvalidArgument: it does not hold.
     """
     count = decode_count(message.count, num_features, f"{field}.count")
-    if not bool((count.clamp(0, MAX_TOTAL) == count).all()):
+    if not (0 <= float(count) <= MAX_TOTAL if count.dim() == 0 else ((count >= 0) & (count <= MAX_TOTAL)).all()):
         raise InvalidArgument(f"{field}.count", "has values that are negative or not finite")
     if message.num_batches < 0:
         raise InvalidArgument(f"{field}.num_batches", f"is {message.num_batches}; expected at least 0")

@@ -14,7 +14,6 @@ from normserver.lifetime import Lifetime
 from normserver.normalizing import Normalizing
 from normserver.producers import Window
 from normserver.published import Published
-from normserver.records import Record
 from normserver.store_thread import StoreThread
 from normstats.v1 import normalization_service_pb2 as pb
 
@@ -45,9 +44,8 @@ class Contributing:
             ServiceError: it is wrong, or cannot be taken now.
         """
         names.check_sequence(sequence, f"{prefix}sequence")
-        records = {name: await self._published.get(name) for name in validate.names_of(messages, prefix)}
-        widths = {name: record.statistics()[0].num_features for name, record in records.items()}
-        taken = [await self._taken(item, records) for item in validate.contributions(messages, data, widths, prefix)]
+        validate.check_names(messages, prefix)
+        taken = [await self._taken(item) for item in validate.contributions(messages, data, prefix)]
         return self._committer.submit(Submission(producer, sequence, taken))
 
     async def train(self, name: str, producer: bytes, sequence: int, batches: Sequence[Moments]) -> Outcome:
@@ -66,9 +64,10 @@ class Contributing:
         """Wait until the committer takes more."""
         await self._committer.room()
 
-    async def _taken(self, item: Contribution | validate.RawBatch, records: dict[str, Record]) -> Contribution:
+    async def _taken(self, item: Contribution | validate.RawBatch) -> Contribution:
         if isinstance(item, Contribution):
             return item
-        spec, _ = records[item.name].statistics()
+        record = await self._published.get(item.name)
+        spec, _ = record.statistics()
         batches = await self._normalizing.moments(spec, item.batch, prefix=f"{item.field}.")
         return Contribution(item.name, batches, item.observed_at, item.field)

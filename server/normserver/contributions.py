@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from normcore.errors import NormcoreError
-from normcore.running import Running, RunningPolicy
+from normcore.running import Arrival, Running, RunningPolicy
 from normcore.stack import MomentsStack
 from normserver.errors import (
     FailedPrecondition,
@@ -118,7 +118,7 @@ def decide(
             admitted.append(_admit(submission, records, after, gathered, now))
         except ServiceError as error:
             admitted.append(error)
-    changed = [record for pending in gathered.values() if (record := _committed(pending, now)) is not None]
+    changed = _merged(gathered.values(), now)
     versions = {name: pending.record.version for name, pending in gathered.items()}
     versions |= {record.name: record.version for record in changed}
     changed_windows = {producer: window for producer, window in after.items() if windows.get(producer) != window}
@@ -165,7 +165,9 @@ def _target(contribution: Contribution, records: Mapping[str, Record], gathered:
         raise no_such_normalizer(contribution.name)
     if contribution.name not in gathered:
         spec, running = record.statistics()
-        gathered[contribution.name] = _Pending(record, spec, running, policy_of(spec), count=rows(running))
+        gathered[contribution.name] = _Pending(record, spec, running, policy_of(spec))
+        if spec.freeze_after is not None:
+            gathered[contribution.name].count = rows(running)
     return gathered[contribution.name]
 
 
@@ -176,7 +178,7 @@ def _check(contribution: Contribution, target: _Pending, now: float) -> float:
             f"normalizer {contribution.name!r} is frozen; unfreeze it to contribute", reason="NORMALIZER_FROZEN"
         )
     width, batches = target.spec.num_features, contribution.batches
-    if batches.num_features != width:
+    if len(batches) and batches.num_features != width:
         raise InvalidArgument(
             contribution.field, f"has {batches.num_features} features; normalizer {contribution.name!r} has {width}"
         )
@@ -199,19 +201,25 @@ def _gather(contribution: Contribution, target: _Pending, time: float) -> bool:
     if has_stopped(target.spec, target.count):
         return False
     batches = contribution.batches
-    target.batches.append(batches)
-    target.times.extend([time] * len(batches))
-    if target.spec.freeze_after is not None and len(batches):
-        target.count += float(batches.counts.sum(0).max())
+    if len(batches):
+        target.batches.append(batches)
+        target.times.extend([time] * len(batches))
+        if target.spec.freeze_after is not None:
+            target.count += float(batches.counts.sum(0).max())
     return True
 
 
-def _committed(pending: _Pending, now: float) -> Record | None:
-    """The next version, with all that was gathered; None if that is nothing."""
-    if not pending.batches:
-        return None
-    batches = MomentsStack.cat(pending.batches)
-    if batches.is_empty:
-        return None
-    merged = pending.policy.absorb(pending.running, batches, pending.times)
-    return replace(pending.record, running=merged, version=pending.record.version + 1, updated_at=now)
+def _merged(gathered: Iterable[_Pending], now: float) -> list[Record]:
+    """The next versions of all for which something was gathered; those of one policy are merged side by side."""
+    alike: dict[RunningPolicy, list[_Pending]] = {}
+    for pending in gathered:
+        if pending.batches:
+            alike.setdefault(pending.policy, []).append(pending)
+    changed = []
+    for policy, some in alike.items():
+        arrivals = [Arrival(pending.running, MomentsStack.cat(pending.batches), pending.times) for pending in some]
+        for pending, running in zip(some, policy.absorb(arrivals), strict=True):
+            if running.num_batches > pending.running.num_batches:  # not all of them were empty
+                version = pending.record.version + 1
+                changed.append(replace(pending.record, running=running, version=version, updated_at=now))
+    return changed

@@ -96,7 +96,7 @@ def part(frame: pb.SynchronizeStatsRequest, num_features: int | None) -> tuple[i
     width = len(message.moments.mean) // 8 if num_features is None else num_features
     if width == 0:
         raise InvalidArgument("part.moments.mean", "has no values; expected one for each feature")
-    return message.round, Part(codec.decode_batches((message.moments,), width, "part.moments"), message.vector)
+    return message.round, Part(codec.decode_batches((message.moments,), "part.moments", width), message.vector)
 
 
 def joined(round_number: int, group_id: bytes) -> pb.SynchronizeStatsResponse:

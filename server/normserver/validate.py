@@ -149,10 +149,8 @@ def _padding(message: tensor_pb2.Padding, field: str) -> tuple[Tensor | None, Te
     raise InvalidArgument(f"{field}.kind", "is not given; expected lengths or a mask")
 
 
-def contributions(
-    messages: Sequence[pb.Contribution], data: bytes, num_features: dict[str, int], prefix: str = ""
-) -> list[Contribution | RawBatch]:
-    """The contributions of one update. `num_features` says how wide each normalizer is.
+def contributions(messages: Sequence[pb.Contribution], data: bytes, prefix: str = "") -> list[Contribution | RawBatch]:
+    """The contributions of one update. Whether their normalizers are there, and as wide, is for the commit to see.
 
     Raises:
         InvalidArgument: a field is wrong, or the bytes are not those of the raw batches.
@@ -166,7 +164,7 @@ def contributions(
             observed_at = _time(message.observe_time, f"{field}.observe_time")
         match message.WhichOneof("payload"):
             case "moments":
-                batches = _moments(message.moments, num_features[name], f"{field}.moments")
+                batches = _moments(message.moments, f"{field}.moments")
                 taken.append(Contribution(name, batches, observed_at, field))
             case "raw":
                 size = _raw_bytes(message.raw, f"{field}.raw.input")
@@ -180,8 +178,8 @@ def contributions(
     return taken
 
 
-def names_of(messages: Sequence[pb.Contribution], prefix: str = "") -> list[str]:
-    """The normalizers that an update contributes to.
+def check_names(messages: Sequence[pb.Contribution], prefix: str = "") -> None:
+    """Check which normalizers an update contributes to.
 
     Raises:
         InvalidArgument: there is none, there are too many, or one is named twice.
@@ -198,13 +196,12 @@ def names_of(messages: Sequence[pb.Contribution], prefix: str = "") -> list[str]
                 f"is {name!r}, as that of [{found[name]}]; expected each normalizer once",
             )
         found[name] = index
-    return list(found)
 
 
-def _moments(message: pb.Contribution.MomentsOfBatches, num_features: int, field: str) -> MomentsStack:
+def _moments(message: pb.Contribution.MomentsOfBatches, field: str) -> MomentsStack:
     if len(message.batches) > MAX_BATCHES:
         raise InvalidArgument(f"{field}.batches", f"has {len(message.batches)} items; expected at most {MAX_BATCHES}")
-    return codec.decode_batches(message.batches, num_features, f"{field}.batches")
+    return codec.decode_batches(message.batches, f"{field}.batches")
 
 
 def _raw_bytes(message: pb.Contribution.RawBatch, field: str) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from normcore.errors import InvalidParameter, ShapeMismatch
-from normcore.moments import Moments, merge, merge_all, moments_of, pool, scale, variance, violations
+from normcore.moments import ROWS, Moments, merge, merge_all, moments_of, pool, scale, variance, violations
 from tests.normcore.exact import m2_of, mean_of, relative_error
 
 EPS = 2.0**-52
@@ -204,7 +204,8 @@ def test_variance_divides_by_count_less_ddof_and_is_nan_without_enough() -> None
 
 def test_moments_of_nothing_are_the_identity_whatever_is_given() -> None:
     junk = torch.tensor([5.0, 6.0], dtype=torch.float64)
-    moments = Moments(torch.tensor([0.0, 1.0], dtype=torch.float64), junk, junk * 0, junk, junk * 0, junk, junk)
+    count = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    moments = Moments.of(count=count, mean=junk, mean_low=junk * 0, m2=junk, m2_low=junk * 0, min=junk, max=junk)
     assert words(moments) == [[0, 1], [0, 6], [0, 6], [torch.inf, 6], [-torch.inf, 6]]
 
 
@@ -219,9 +220,9 @@ def test_moments_of_nothing_are_the_identity_whatever_is_given() -> None:
 )
 def test_moments_are_checked_when_made(field: str, change: Callable[[Tensor], Tensor], error: type[Exception]) -> None:
     moments = moments_of(random(3, 2), 1)
-    fields = {name: getattr(moments, name) for name in moments.__slots__}
+    fields = {name: getattr(moments, name) for name in ROWS}
     with pytest.raises(error, match=field):
-        Moments(**{**fields, field: change(fields[field])})
+        Moments.of(**{**fields, field: change(fields[field])})
 
 
 @pytest.mark.parametrize(
@@ -241,9 +242,9 @@ def test_moments_are_checked_when_made(field: str, change: Callable[[Tensor], Te
 )
 def test_what_no_real_values_have_is_named(field: str, value: float, sentence: str) -> None:
     moments = moments_of(random(9, 2), 1)
-    fields = {name: getattr(moments, name).clone() for name in moments.__slots__}
+    fields = {name: getattr(moments, name).clone() for name in ROWS}
     fields[field].reshape(-1)[-1] = value
-    problem = violations(Moments(**fields))
+    problem = violations(Moments.of(**fields))
     assert problem is not None
     assert re.search(sentence, problem)
 

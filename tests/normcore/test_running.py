@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normcore.errors import InvalidParameter, NothingSeen, ShapeMismatch, TooFewValues
 from normcore.moments import Moments, moments_of, violations
-from normcore.running import BatchAverage, BatchEma, Cumulative, Running, RunningPolicy, TimeEma
+from normcore.running import Arrival, BatchAverage, BatchEma, Cumulative, Running, RunningPolicy, TimeEma
 from normcore.stack import MomentsStack
 from tests.normcore.exact import m2_of, relative_error
 
@@ -91,8 +91,29 @@ def test_a_state_absorbs_batches_as_if_each_were_composed(policy: RunningPolicy)
     times = [float(seed * 7 % 20) for seed in range(20)]
     state = element(policy, 99, time=3.0)
     one_by_one = policy.compose_all([state, *(policy.of(*one) for one in zip(batches, times, strict=True))])
-    assert_same(policy.absorb(state, MomentsStack.of(batches), times), one_by_one)
-    assert_same(policy.absorb(Running.empty(3), MomentsStack.of(batches[2:3]), [1.0]), Running.empty(3))
+    absorbed, nothing = policy.absorb(
+        [
+            Arrival(state, MomentsStack.of(batches), times),
+            Arrival(Running.empty(3), MomentsStack.of(batches[2:3]), [1.0]),
+        ]
+    )
+    assert_same(absorbed, one_by_one)
+    assert_same(nothing, Running.empty(3))
+
+
+@every_policy
+def test_states_side_by_side_absorb_what_each_does_alone(policy: RunningPolicy) -> None:
+    arrivals = []
+    for seed in range(24):
+        width, count = 1 + seed % 3, 1 + seed % 2
+        mask = torch.tensor([[True] * (width - 1) + [seed % 5 > 0]])
+        batches = [moments_of(random(4, width, seed=seed * 10 + k), 1, mask=mask) for k in range(count)]
+        before = Running.empty(width) if seed % 4 == 0 else policy.of(moments_of(random(3, width, seed=seed), 1), seed)
+        arrivals.append(Arrival(before, MomentsStack.of(batches), [float(seed * 3 % 7 + k) for k in range(count)]))
+    for together, arrival in zip(policy.absorb(arrivals), arrivals, strict=True):
+        (alone,) = policy.absorb([arrival])
+        assert [t.tolist() for t in state(together)] == [t.tolist() for t in state(alone)]
+        assert together.count.shape == alone.count.shape
 
 
 @every_policy
@@ -262,7 +283,8 @@ def test_a_variance_never_falls_below_zero_however_long_an_ema_runs() -> None:
 
 def test_a_weight_that_rounding_or_a_peer_left_above_1_gives_no_negative_variance() -> None:
     mean = torch.tensor([0.1], dtype=torch.float64)
-    moments = Moments(mean.new_tensor(1 + 2**-52), mean, mean * 0, mean * 0, mean * 0, mean, mean)
+    fields = dict.fromkeys(("mean", "min", "max"), mean) | dict.fromkeys(("mean_low", "m2", "m2_low"), mean * 0)
+    moments = Moments.of(count=mean.new_tensor(1 + 2**-52), **fields)
     assert BatchEma(0.5).estimate(Running(moments, mean.new_tensor(5), 3)).var.item() == 0
 
 
