@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup check test demo protos sync format clean
+.PHONY: setup check test faults bench demo protos sync format clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -27,6 +27,9 @@ test: setup ## all tests but those that take minutes, with coverage
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+faults: setup ## each promise at its full size, half an hour: kill -9 at every write, cut connections, failing stores
+	$(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
 demo: setup ## the whole service on real data: four workers, a kill -9, and exact statistics
 	$(BIN)/python examples/demo.py

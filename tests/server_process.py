@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ START_SECONDS = 60.0
 class ServerProcess:
     """`python -m normserver` on free ports of 127.0.0.1. `target` and `http` are its addresses."""
 
-    def __init__(self, folder: Path, *flags: str, store: str = "", port: int = 0) -> None:
+    def __init__(self, folder: Path, *flags: str, store: str = "", port: int = 0, prefix: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.prefix = prefix
         self.store = store or f"sqlite:///{folder / 'normstats.db'}"
         self.flags = flags
         self.port = port
@@ -28,7 +30,16 @@ class ServerProcess:
 
     def start(self) -> ServerProcess:
         """Start, and return once it serves; on the same port as before, if it ran before."""
-        command = [sys.executable, "-m", "normserver", "--listen", f"127.0.0.1:{self.port}", "--http", "127.0.0.1:0"]
+        command = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "normserver",
+            "--listen",
+            f"127.0.0.1:{self.port}",
+            "--http",
+            "127.0.0.1:0",
+        ]
         command += ["--store", self.store, "--log-format", "json", "--device", "cpu", *self.flags]
         with self._log.open("ab") as log:
             offset = log.tell()

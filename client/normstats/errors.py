@@ -134,10 +134,18 @@ def from_grpc(error: grpc.RpcError) -> NormstatsError:
 def connection_broke(error: grpc.RpcError) -> bool:
     """Whether a stream ended because its connection did, or its server is stopping: another attempt may succeed.
 
-    grpc.aio reports a write to a broken connection as INTERNAL; the server's own INTERNAL carries details.
+    grpc.aio reports a write to a broken connection as INTERNAL; the server's own INTERNAL carries details. A call that
+    a stopping server has not begun ends as CANCELLED without a word (grpc/grpc#41785); one that was cancelled here says
+    so.
     """
-    code = error.code()
-    return code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.INTERNAL and not _details(error)[1])
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE:
+            return True
+        case grpc.StatusCode.INTERNAL:
+            return not _details(error)[1]
+        case grpc.StatusCode.CANCELLED:
+            return error.details() in ("", "CANCELLED")
+    return False
 
 
 def _details(error: grpc.RpcError) -> tuple[str, str, dict[str, str]]:

@@ -66,7 +66,7 @@ class StoreThread:
             await asyncio.sleep(_PROBE_SECONDS)
             if not self.up:
                 with contextlib.suppress(Unavailable):
-                    await self.run(lambda transaction: transaction.records(()))
+                    await self.run(lambda transaction: transaction.probe())
 
     @property
     def shared(self) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 import grpc
 
 from normstats import specs
 from normstats.aio import concurrency
+from normstats.backoff import Backoff
 from normstats.channel import Option
-from normstats.errors import from_grpc
+from normstats.errors import connection_broke, from_grpc
 from normstats.producer import Producer
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
@@ -55,15 +57,21 @@ class AsyncConnection:
             return self._others[target][1]
 
     async def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
-        """A unary call.
+        """A unary call. Where the server is away or cannot commit it is tried again, the same call, until the timeout.
 
         Raises:
             NormstatsError: it failed.
         """
-        try:
-            return await method(request, timeout=self.timeout if timeout is None else timeout)
-        except grpc.RpcError as error:
-            raise from_grpc(error) from error
+        deadline = monotonic() + (self.timeout if timeout is None else timeout)
+        backoff = Backoff()
+        while True:
+            try:
+                return await method(request, timeout=max(0.0, deadline - monotonic()))
+            except grpc.RpcError as error:
+                wait = backoff.next_seconds()
+                if not connection_broke(error) or monotonic() + wait >= deadline:
+                    raise from_grpc(error) from error
+                await concurrency.sleep(wait)
 
     async def spec_of(self, name: str, timeout: float | None = None) -> specs.Spec:
         """The spec of a normalizer, asked for once."""

@@ -110,6 +110,10 @@ class Transaction(Protocol):
         """Delete a snapshot."""
         ...
 
+    def probe(self) -> None:
+        """Write something that changes nothing: whether the store can be read does not tell whether it can commit."""
+        ...
+
 
 class Store(Protocol):
     """A database. Every method but `listen` is called on one thread, the one that `open` was called on."""

@@ -78,6 +78,7 @@ class SqliteStore:
         try:
             with engine.begin() as connection:
                 migrate(connection, str(self._path))
+            _make_durable(engine)
         except _FAILURES as error:
             engine.dispose()
             raise StoreUnavailable(_told(self._path, error)) from error
@@ -100,6 +101,22 @@ def _told(path: Path, error: Exception) -> str:
 def _configure(connection: Any, _record: Any) -> None:
     for pragma in _PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _make_durable(engine: Engine) -> None:
+    """Sync what the log held when it was opened.
+
+    After a failed sync it may hold a transaction that nobody was told of, and that no sync has reached. The retry would
+    find it there, have nothing to write, and be acknowledged on the strength of memory alone. To copy the log into the
+    file syncs both.
+    """
+    connection = engine.raw_connection()
+    try:
+        busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.close()
+    if busy:
+        raise sqlite3.OperationalError("the log cannot be copied into the file: somebody else reads it")
 
 
 def _begin(connection: Connection) -> None:

@@ -36,6 +36,7 @@ _ADVANCE = (
 
 CHANGES = "normstats_changes"
 _NOTIFY = text(f"SELECT pg_notify('{CHANGES}', :name)")
+_PROBE = text("UPDATE alembic_version SET version_num = version_num")
 _NOW = {
     "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
     "postgresql": text("SELECT extract(epoch FROM clock_timestamp())::float8"),
@@ -187,6 +188,10 @@ class SqlTransaction:
     def insert_snapshot(self, snapshot: SnapshotRecord) -> None:
         """Add a snapshot."""
         self._connection.execute(insert(snapshots), rows.snapshot_row(snapshot))
+
+    def probe(self) -> None:
+        """Write something that changes nothing."""
+        self._connection.execute(_PROBE)
 
     def oldest_tags(self, name: str, beyond: int) -> Sequence[str]:
         """The tags of all snapshots but so many of the newest."""
