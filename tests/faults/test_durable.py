@@ -46,7 +46,8 @@ def test_kill_at_any_write(tmp_path: Path, promise: Promise, call: str, numbers:
     """
     need_strace()
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(lambda number: killed(tmp_path / f"{number}", call, number), numbers))
+        counts = list(pool.map(lambda number: killed(tmp_path / f"{number}", call, number), numbers))
+    ended = [Ended(*count, stored(tmp_path / f"{number}")) for number, count in zip(numbers, counts, strict=True)]
     for number, one in zip(numbers, ended, strict=True):
         assert one.acknowledged <= one.stored <= one.acknowledged + one.in_flight, (call, number, one)
     acknowledged = sum(one.acknowledged for one in ended)
@@ -57,8 +58,8 @@ def test_kill_at_any_write(tmp_path: Path, promise: Promise, call: str, numbers:
     )
 
 
-def killed(folder: Path, call: str, number: int) -> Ended:
-    """Contribute until the server is killed."""
+def killed(folder: Path, call: str, number: int) -> tuple[int, int]:
+    """Contribute until the server is killed; returns how many were acknowledged, and how many in flight."""
     folder.mkdir()
     server = ServerProcess(folder, prefix=killing(call, number))
     acknowledged = in_flight = 0
@@ -70,15 +71,20 @@ def killed(folder: Path, call: str, number: int) -> Ended:
         acknowledged, in_flight = contribute_until_it_ends(server)
     finally:
         server.stop()
+    return acknowledged, in_flight
+
+
+def stored(folder: Path) -> int:
+    """How many contributions the file holds, which must be sound."""
     with closing(sqlite3.connect(folder / "normstats.db")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    store = open_store(server.store)
+    store = open_store(f"sqlite:///{folder / 'normstats.db'}")
     store.open()
     try:
         with store.transaction() as transaction:
             found = transaction.records(("a",))
             running = found["a"].running if "a" in found else None
-            return Ended(acknowledged, in_flight, 0 if running is None else int(running.count))
+            return 0 if running is None else int(running.count)
     finally:
         store.close()
 

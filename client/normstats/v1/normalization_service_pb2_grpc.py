@@ -168,8 +168,10 @@ class NormalizationServiceServicer(object):
 
     def SynchronizeStats(self, request_iterator, context):
         """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
-        moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail;
-        FAILED_PRECONDITION if another replica owns the group (its address is in the details).
+        moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
+        no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
+        metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+        (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

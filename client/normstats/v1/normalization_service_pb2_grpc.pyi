@@ -64,8 +64,10 @@ class NormalizationServiceStub:
     """
     SynchronizeStats: _grpc.StreamStreamMultiCallable[_normalization_service_pb2.SynchronizeStatsRequest, _normalization_service_pb2.SynchronizeStatsResponse]
     """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
-    moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail;
-    FAILED_PRECONDITION if another replica owns the group (its address is in the details).
+    moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
+    no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
+    metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+    (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
     """
     GetRunningStats: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.GetRunningStatsRequest, _normalization_service_pb2.GetRunningStatsResponse]
     """GetRunningStats returns the statistics as of the last commit. NOT_FOUND if there is no such normalizer or
@@ -142,8 +144,10 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     """
     SynchronizeStats: _aio.StreamStreamMultiCallable[_normalization_service_pb2.SynchronizeStatsRequest, _normalization_service_pb2.SynchronizeStatsResponse]  # type: ignore[assignment]
     """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
-    moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail;
-    FAILED_PRECONDITION if another replica owns the group (its address is in the details).
+    moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
+    no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
+    metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+    (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
     """
     GetRunningStats: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.GetRunningStatsRequest, _normalization_service_pb2.GetRunningStatsResponse]  # type: ignore[assignment]
     """GetRunningStats returns the statistics as of the last commit. NOT_FOUND if there is no such normalizer or
@@ -247,8 +251,10 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_normalization_service_pb2.SynchronizeStatsResponse], _abc.AsyncIterator[_normalization_service_pb2.SynchronizeStatsResponse]]:
         """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
-        moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail;
-        FAILED_PRECONDITION if another replica owns the group (its address is in the details).
+        moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
+        no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
+        metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+        (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
         """
 
     @_abc_1.abstractmethod

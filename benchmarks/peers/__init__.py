@@ -1,0 +1,1 @@
+"""Other systems that do the same, each in a virtual environment of its own."""
