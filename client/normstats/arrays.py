@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from normstats.errors import InvalidArgument
+from normstats.errors import Internal, InvalidArgument
 from normstats.v1 import tensor_pb2
 from normstats.wire import tensor
 from normstats.wire.dtypes import BY_NUMBER
@@ -114,21 +114,27 @@ class Output:
     def __init__(self, like: Payload) -> None:
         self._like = like
         self._buffer: bytearray | None = None
-        self._offset = 0
+        self._offset = self._size = 0
         self._name = ""
 
     def add(self, description: tensor_pb2.Tensor, data: bytes) -> None:
         """The next rows, or all of them."""
         self._name = BY_NUMBER[description.dtype].name
         if self._buffer is None:
-            size = BY_NUMBER[description.dtype].size_bytes
-            self._buffer = bytearray(int(np.prod(self._like.shape, dtype=object)) * size)
+            self._size = int(np.prod(self._like.shape, dtype=object)) * BY_NUMBER[description.dtype].size_bytes
+            self._buffer = bytearray(self._size)
         self._buffer[self._offset : self._offset + len(data)] = data
         self._offset += len(data)
 
     def value(self) -> Any:
-        """The whole."""
-        buffer = self._buffer if self._buffer is not None else bytearray()
+        """The whole.
+
+        Raises:
+            Internal: the server sent more or less than that.
+        """
+        if self._buffer is None or self._offset != self._size:
+            raise Internal(f"the server's answer has {self._offset} bytes; expected {self._size or 'some'}")
+        buffer = self._buffer
         if self._like.like is not None:
             return self._torch(buffer)
         dtype = tensor.numpy_dtype(next(e for e in BY_NUMBER.values() if e.name == self._name))

@@ -86,3 +86,14 @@ def test_an_output_is_filled_row_by_row() -> None:
         part = whole.rows(start, start + 2)
         output.add(part.describe(), part.data())
     np.testing.assert_array_equal(output.value(), X)
+
+
+def test_an_output_that_is_cut_short_is_an_error_and_no_zeros() -> None:
+    whole = payload_of(X)
+    output = Output(whole)
+    with pytest.raises(normstats.Internal, match="has 0 bytes"):
+        output.value()
+    part = whole.rows(0, 2)
+    output.add(part.describe(), part.data())
+    with pytest.raises(normstats.Internal, match=rf"has {part.values.nbytes} bytes; expected {X.nbytes}"):
+        output.value()

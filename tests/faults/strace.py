@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 
@@ -15,9 +16,17 @@ _STRACE = shutil.which("strace")
 
 
 def need_strace() -> None:
-    """Skip, by name, where it is missing."""
+    """Skip, by name, where it is missing or may not trace."""
     if _STRACE is None:
         pytest.skip("strace is not installed")
+    if not _may_trace():
+        pytest.skip("strace may not trace here")
+
+
+@cache
+def _may_trace() -> bool:
+    assert _STRACE is not None
+    return subprocess.run([_STRACE, "-f", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode == 0
 
 
 def killing(call: str, number: int) -> tuple[str, ...]:
