@@ -22,15 +22,15 @@ from normserver.compute import Compute, pick_device
 from normserver.config import Settings, split_address
 from normserver.contributing import Contributing
 from normserver.errors import Unavailable
-from normserver.groups import Groups
 from normserver.http import HttpServer, application
 from normserver.interceptors import Edge
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
-from normserver.ownership import Leases
 from normserver.published import Published
+from normserver.rounds.groups import Groups
+from normserver.rounds.ownership import Leases
 from normserver.service import NormalizationService
 from normserver.store.base import Store, StoreError, Transaction
 from normserver.store.sqlite import SqliteStore

@@ -11,11 +11,11 @@ from normserver import names, pages, replies, validate
 from normserver.contributing import Contributing
 from normserver.engine import Mode
 from normserver.errors import InvalidArgument
-from normserver.groups import Groups
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
 from normserver.published import Published
+from normserver.rounds.groups import Groups
 from normserver.streams import acknowledgements, chunks
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer

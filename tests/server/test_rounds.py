@@ -9,7 +9,7 @@ import torch
 
 from normcore import MomentsStack, moments_of
 from normserver.errors import FailedPrecondition, InvalidArgument
-from normserver.rounds import Closed, Group, Part, Terms
+from normserver.rounds.group import Closed, Group, Part, Terms
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 TWO = Terms(size=2, timeout_seconds=10.0, proceed=False, quorum=2, normalizer="")

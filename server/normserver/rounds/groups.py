@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from normserver import round_frames
 from normserver.committer import Committer
 from normserver.compute import Compute
 from normserver.contributions import Contribution, Submission
@@ -18,10 +17,11 @@ from normserver.errors import DeadlineExceeded, ResourceExhausted, ServiceError,
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.names import PRODUCER_ID_BYTES
-from normserver.ownership import Ownership, Sole
 from normserver.published import Published
-from normserver.round_frames import Join, Merged
-from normserver.rounds import Closed, Group, Part, too_late
+from normserver.rounds import frames
+from normserver.rounds.frames import Join, Merged
+from normserver.rounds.group import Closed, Group, Part, too_late
+from normserver.rounds.ownership import Ownership, Sole
 from normstats.v1 import normalization_service_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -75,23 +75,23 @@ class Groups:
         self._merging: set[asyncio.Task[None]] = set()
 
     async def synchronize(
-        self, frames: AsyncIterator[pb.SynchronizeStatsRequest]
+        self, requests: AsyncIterator[pb.SynchronizeStatsRequest]
     ) -> AsyncIterator[pb.SynchronizeStatsResponse | bytes]:
         """One member, from joining to leaving: a part in, the merged round out.
 
         Raises:
             ServiceError: a frame was wrong, the round failed, another server owns the group, or this one stops.
         """
-        first = await anext(aiter(frames), None)
+        first = await anext(aiter(requests), None)
         if first is None:
             return
-        join = round_frames.join(first)
+        join = frames.join(first)
         width = await self._width(join.terms.normalizer)
         await self.ownership.acquire(join.group)
         with self._stopping_tells(), self._seat(join) as live:
-            yield round_frames.joined(live.group.round, live.group.id)
-            async for frame in frames:
-                number, part = round_frames.part(frame, width)
+            yield frames.joined(live.group.round, live.group.id)
+            async for frame in requests:
+                number, part = frames.part(frame, width)
                 if self._live.get(join.group) is not live:
                     raise lost_lease(join.group)
                 # Shielded: when one member hangs up, the others still wait for this.
@@ -209,7 +209,7 @@ class Groups:
             version = await self._contribute(live, closed.round, merged)
             self.ownership.lease(live.name)  # whoever has lost it may not tell what a round came to
             if not future.done():
-                future.set_result(round_frames.merged(closed.round, merged, members, version))
+                future.set_result(frames.merged(closed.round, merged, members, version))
         except ServiceError as error:
             _fail(future, error)
         except Exception as error:  # a bug: these members get INTERNAL, and the group lives on
@@ -218,7 +218,7 @@ class Groups:
 
     async def _merge(self, parts: list[Part]) -> Merged:
         numbers = sum(len(part.vector) // 8 + (part.moments.values.numel() if part.moments else 0) for part in parts)
-        work: Callable[[], Merged] = lambda: round_frames.merge(parts)  # noqa: E731
+        work: Callable[[], Merged] = lambda: frames.merge(parts)  # noqa: E731
         return work() if numbers <= _IN_PLACE_NUMBERS else await self._compute.run(work)
 
     async def _contribute(self, live: _Live, number: int, merged: Merged) -> int:

@@ -9,7 +9,7 @@ from normcore.kernels import launch
 from normcore.stack import MomentsStack
 from normserver import codec, names
 from normserver.errors import InvalidArgument
-from normserver.rounds import Part, Terms
+from normserver.rounds.group import Part, Terms
 from normstats.v1 import normalization_service_pb2 as pb
 
 MAX_SIZE = 4096
