@@ -55,10 +55,10 @@ class Contributing:
         contribution = Contribution(name, stack, None, "input")
         return await self._committer.submit(Submission(producer, sequence, (contribution,)))
 
-    async def highest(self, producer: bytes) -> int:
-        """The highest sequence that was counted of a producer; 0 for one that is not known."""
+    async def settled(self, producer: bytes) -> int:
+        """The sequence up to which a stream of this producer need not send again; 0 for one that is not known."""
         windows = await self._store.run(lambda transaction: transaction.windows((producer,)))
-        return windows.get(producer, Window()).highest
+        return windows.get(producer, Window()).settled
 
     async def room(self) -> None:
         """Wait until the committer takes more."""

@@ -47,6 +47,12 @@ class Window:
             return Window(sequence, (self.seen << ahead | 1) & _BITS)
         return Window(self.highest, self.seen | 1 << -ahead)
 
+    @property
+    def settled(self) -> int:
+        """The sequence up to which all were counted, or are too old to tell: at a gap it ends, however many follow."""
+        missing = ~self.seen & ((1 << min(self.highest, WINDOW)) - 1)
+        return self.highest - missing.bit_length()
+
     def to_bytes(self) -> bytes:
         """The bits, 128 bytes, little-endian."""
         return self.seen.to_bytes(WINDOW // 8, "little")

@@ -40,7 +40,7 @@ async def acknowledgements(
     if first.WhichOneof("frame") != "open":
         raise InvalidArgument("frame", "is no opening frame; expected open first, then only updates")
     producer = names.check_producer(first.open.producer_id, "open.producer_id")
-    yield pb.UpdateRunningStatsStreamResponse(acknowledged_sequence=await contributing.highest(producer))
+    yield pb.UpdateRunningStatsStreamResponse(acknowledged_sequence=await contributing.settled(producer))
     intake = _Intake(frames, producer, contributing)
     reader = asyncio.create_task(intake.read())
     try:
@@ -82,7 +82,8 @@ class _Intake:
     async def durable(self) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
         """What has become durable, in order, as many at a time as there are."""
         while (item := await self._next()) is not None:
-            group = [(item.sequence, await item.outcome)]
+            # Shielded: what a broken stream has sent is committed whole, and leaves no gap where it was waited for.
+            group = [(item.sequence, await asyncio.shield(item.outcome))]
             while self._queue and (following := self._queue[0]) is not None and _is_durable(following):
                 self._queue.popleft()
                 group.append((following.sequence, following.outcome.result()))

@@ -59,3 +59,19 @@ def test_every_sequence_is_new_once(sequences: list[int]) -> None:
         else:
             assert sequence <= max(once) - WINDOW
     assert Window.from_bytes(window.highest, window.to_bytes()) == window
+
+
+@pytest.mark.parametrize(
+    ("sequences", "settled"),
+    [
+        ((), 0),
+        ((1, 2, 3), 3),
+        ((2,), 0),
+        ((1, 2, 4, 5), 2),
+        ((1, 3, 2), 3),
+        (tuple(range(1, 3 * WINDOW)), 3 * WINDOW - 1),
+        ((5000,), 5000 - WINDOW),
+    ],
+)
+def test_what_is_settled_has_no_gap(sequences: tuple[int, ...], settled: int) -> None:
+    assert counted(*sequences).settled == settled

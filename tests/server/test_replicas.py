@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -20,6 +23,7 @@ from normserver.app import open_store
 from normserver.producers import Window
 from normserver.published import MAX_AGE_SECONDS
 from normserver.store.base import Store, TryAgain
+from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from tests.contract import create, stats, update
 from tests.postgres import database
@@ -118,6 +122,62 @@ def test_a_contribution_that_reaches_both_is_counted_once(stubs: list[Normalizat
     found = stats(stubs[0], name)
     assert np.frombuffer(found.count).tolist() == [5.0 * len(requests)]
     assert found.num_batches == len(requests)
+
+
+def test_what_a_stream_sent_before_it_broke_is_committed_whole(
+    url: str, replicas: tuple[ServerProcess, ServerProcess], stubs: list[NormalizationServiceStub], name: str
+) -> None:
+    """While another commit takes its time, a stream's contributions wait for theirs, and the stream breaks."""
+    create(stubs[0], name, normstats.Standardize(1))
+    x, producer, sent = np.ones((1, 1)), secrets.token_bytes(16), threading.Event()
+    blocked = threading.Event()
+
+    def frames() -> Iterator[pb.UpdateRunningStatsStreamRequest]:
+        yield pb.UpdateRunningStatsStreamRequest(open={"producer_id": producer})
+        assert blocked.wait(10)
+        for sequence in (1, 2, 3):
+            one = update(name, x, sequence=sequence)
+            yield pb.UpdateRunningStatsStreamRequest(update={"sequence": sequence, "contributions": one.contributions})
+        sent.set()
+        time.sleep(20)
+
+    with psycopg.connect(url) as other:
+        call = stubs[0].UpdateRunningStatsStream(frames())
+        next(call)
+        other.execute("SELECT 1 FROM normalizers WHERE name = %s FOR UPDATE", (name,))
+        slow = stubs[0].UpdateRunningStats.future(update(name, x))
+        wait_for(lambda: waiting_for_locks(url) > 0)
+        blocked.set()
+        assert sent.wait(10)
+        wait_for(lambda: pending(replicas[0]) >= 2)
+        call.cancel()
+        time.sleep(0.3)
+    slow.result(20)
+    (ack,) = stubs[0].UpdateRunningStatsStream(
+        iter([pb.UpdateRunningStatsStreamRequest(open={"producer_id": producer})]), timeout=20
+    )
+    assert stats(stubs[0], name).num_batches == 1 + ack.acknowledged_sequence
+    assert ack.acknowledged_sequence == 3
+
+
+def pending(server: ServerProcess) -> float:
+    """How many contributions wait for their commit."""
+    page = httpx.get(f"{server.http}/metrics").text
+    return float(re.findall(r"^normstats_pending_contributions (.*)$", page, re.MULTILINE)[0])
+
+
+def waiting_for_locks(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_new_producers_window_is_not_lost_between_two_servers(stores: list[Store]) -> None:

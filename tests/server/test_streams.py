@@ -64,6 +64,15 @@ class TestUpdates:
         assert (numbers(found.count)[0], found.num_batches) == (500, 50)
         np.testing.assert_allclose(numbers(found.var), x.var(axis=0), rtol=1e-13)
 
+    def test_a_sequence_that_was_skipped_is_not_acknowledged(self, stub: NormalizationServiceStub, name: str) -> None:
+        """Whoever resumes would take it for durable, and never send it again."""
+        create(stub, name, specs.Standardize(1))
+        producer = secrets.token_bytes(16)
+        for sequence in (1, 3):
+            stub.UpdateRunningStats(update(name, np.ones((1, 1)), producer=producer, sequence=sequence))
+        (ack,) = stub.UpdateRunningStatsStream(iter([opened(producer)]), timeout=30)
+        assert ack.acknowledged_sequence == 1
+
     def test_another_stream_resumes_and_what_is_sent_again_is_not_counted(
         self, stub: NormalizationServiceStub, name: str
     ) -> None:
