@@ -80,7 +80,7 @@ def one_for_all(count: Tensor) -> Tensor:
 
 def _compiled(values: Tensor) -> Any:
     """The compiled kernels, where they can take these values."""
-    return _cpu() if values.device.type == "cpu" and values.is_contiguous() else None
+    return _cpu() if values.is_cpu and values.is_contiguous() else None
 
 
 @cache

@@ -44,6 +44,7 @@ class Committer:
         self._max_pending = max_pending
         self._clock = clock
         self._pending: list[tuple[Submission, asyncio.Future[Outcome]]] = []
+        metrics.pending.set_function(lambda: len(self._pending))
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._stopping = False
@@ -61,7 +62,6 @@ class Committer:
             raise ResourceExhausted(f"{len(self._pending)} contributions are waiting already; try again later")
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._pending.append((submission, future))
-        self._metrics.pending.set(len(self._pending))
         self._arrived.set()
         return future
 
@@ -76,7 +76,6 @@ class Committer:
         while True:
             await self._arrived.wait()
             taken, self._pending = self._pending[:_MAX_SUBMISSIONS], self._pending[_MAX_SUBMISSIONS:]
-            self._metrics.pending.set(len(self._pending))
             self._taken.set()
             if not self._pending and not self._stopping:
                 self._arrived.clear()

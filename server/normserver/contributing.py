@@ -45,7 +45,10 @@ class Contributing:
         """
         names.check_sequence(sequence, f"{prefix}sequence")
         validate.check_names(messages, prefix)
-        taken = [await self._taken(item) for item in validate.contributions(messages, data, prefix)]
+        taken = [
+            item if isinstance(item, Contribution) else await self._taken(item)
+            for item in validate.contributions(messages, data, prefix)
+        ]
         return self._committer.submit(Submission(producer, sequence, taken))
 
     async def train(self, name: str, producer: bytes, sequence: int, batches: Sequence[Moments]) -> Outcome:
@@ -64,9 +67,7 @@ class Contributing:
         """Wait until the committer takes more."""
         await self._committer.room()
 
-    async def _taken(self, item: Contribution | validate.RawBatch) -> Contribution:
-        if isinstance(item, Contribution):
-            return item
+    async def _taken(self, item: validate.RawBatch) -> Contribution:
         record = await self._published.get(item.name)
         spec, _ = record.statistics()
         batches = await self._normalizing.moments(spec, item.batch, prefix=f"{item.field}.")
