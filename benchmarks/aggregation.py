@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def rounds(run: Run, *, quick: bool) -> None:
                 ours.append(_members(run, size, lambda rank: ["normstats", targets[0], "rounds"]))
                 step()
                 with tempfile.TemporaryDirectory() as folder:
-                    gloos.append(_members(run, size, lambda rank, file=f"{folder}/store": ["gloo", file, rank]))  # type: ignore[misc]
+                    gloos.append(_members(run, size, partial(_gloo, f"{folder}/store")))
                 step()
             our, gloo = statistics.median(ours), statistics.median(gloos)
             run.note(
@@ -201,6 +202,10 @@ def rounds(run: Run, *, quick: bool) -> None:
                 {"members": size, "values": VALUES, "normstats": our, "gloo": gloo, "ratio": our / gloo}
                 | {"normstats_all": ours, "gloo_all": gloos},
             )
+
+
+def _gloo(file: str, rank: int) -> list[Any]:
+    return ["gloo", file, rank]
 
 
 def _members(run: Run, size: int, arguments: Callable[[int], list[Any]]) -> float:

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 _WARMUP_ROUNDS = 10
 
 
-def measure(reduce: object, seconds: float) -> float:
+def measure(reduce: Callable[[float], float], seconds: float) -> float:
     """Rounds per second. A round's sum carries who has had enough, so that all end with the same one."""
     for _ in range(_WARMUP_ROUNDS):
-        reduce(0.0)  # type: ignore[operator]
+        reduce(0.0)
     started = time.perf_counter()
     rounds, done = 0, 0.0
     while not done:
-        done = reduce(float(time.perf_counter() - started > seconds))  # type: ignore[operator]
+        done = reduce(float(time.perf_counter() - started > seconds))
         rounds += 1
     return rounds / (time.perf_counter() - started)
 

@@ -34,6 +34,17 @@ def identity(count: Tensor, like: Tensor) -> Parts:
     return Parts(torch.zeros_like(count), zero, zero, inf, -inf)
 
 
+def unpacked(values: Tensor) -> Parts:
+    """Views of values (..., 7, C), whose rows are count, mean and its low word, m2 and its low word, min, max."""
+    count, mean, mean_low, m2, m2_low, low, high = values.unbind(-2)
+    return Parts(count, Twofold(mean, mean_low), Twofold(m2, m2_low), low, high)
+
+
+def packed(parts: Parts) -> Tensor:
+    """The values (..., 7, C) of parts (..., C); a count may be one for all features."""
+    return torch.stack((parts.n.expand_as(parts.min), *parts.mean, *parts.m2, parts.min, parts.max), -2)
+
+
 def each(function: Callable[..., Tensor], *parts: Parts) -> Parts:
     """The function of each of their tensors in turn."""
     return Parts(

@@ -13,7 +13,6 @@ from normcore import algebra, layout
 from normcore.algebra import Parts
 from normcore.errors import InvalidParameter, NonFinite, ShapeMismatch
 from normcore.kernels import launch, reference
-from normcore.twofold import Twofold
 
 NanPolicy = Literal["reject", "omit", "propagate"]
 
@@ -41,7 +40,7 @@ class Moments:
         if self.values.dtype != torch.float64:
             raise InvalidParameter("values", f"is {self.values.dtype}; expected torch.float64")
         if launch.any_zero(self.values[0]):
-            object.__setattr__(self, "values", _row(algebra.normalised(_parts(self.values[0], self.values))))
+            object.__setattr__(self, "values", algebra.packed(algebra.normalised(algebra.unpacked(self.values))))
 
     @classmethod
     def of(
@@ -137,22 +136,12 @@ def rows_of(moments: Sequence[Moments]) -> Tensor:
 
 def moments_from(parts: Parts) -> Moments:
     """Moments of bare tensors of shape (C,), the count's () or (1,) where it is one for all."""
-    return Moments(_row(parts))
+    return Moments(algebra.packed(parts))
 
 
 def parts_of(moments: Moments) -> Parts:
     """The bare tensors."""
-    return _parts(moments.count, moments.values)
-
-
-def _parts(count: Tensor, values: Tensor) -> Parts:
-    mean, mean_low, m2, m2_low, low, high = values[1:].unbind(0)
-    return Parts(count, Twofold(mean, mean_low), Twofold(m2, m2_low), low, high)
-
-
-def _row(parts: Parts) -> Tensor:
-    count = parts.n.expand_as(parts.min)
-    return torch.stack((count, *parts.mean, *parts.m2, parts.min, parts.max))
+    return algebra.unpacked(moments.values)
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -156,24 +156,24 @@ def neighbour_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, ma
 
 def compose(values: Tensor, factors: Tensor | None, *, between: bool) -> Tensor:
     """All K of values (K, 7, C) composed into (7, C), each with its weights first times factors (K, C)."""
-    parts = algebra.normalised(_parts(values))
+    parts = algebra.normalised(algebra.unpacked(values))
     if factors is not None:
         parts = algebra.scale(parts, factors.expand_as(parts.n))
-    return torch.stack(_rows(algebra.normalised(algebra.reduce(parts, between=between))))
+    return algebra.packed(algebra.normalised(algebra.reduce(parts, between=between)))
 
 
 def unbiased(values: Tensor, weight: float) -> Tensor:
     """values (K, 7, C), each of a total weight, with m2 = weight * m2 / (count - 1): counts are 0 or above 1."""
-    parts = algebra.normalised(_parts(values))
+    parts = algebra.normalised(algebra.unpacked(values))
     weights = weight * (parts.n > 0).to(parts.n)
     degrees = torch.where(parts.n > 0, parts.n - 1, 1.0)
     factor = twofold.div(twofold.from_double(weights), twofold.from_double(degrees))
-    return torch.stack(_rows(parts._replace(n=weights, m2=twofold.mul(parts.m2, factor))), 1)
+    return algebra.packed(parts._replace(n=weights, m2=twofold.mul(parts.m2, factor)))
 
 
 def within(values: Tensor, *, max_count: float, max_magnitude: float, max_m2: float) -> bool:
     """Whether all of values (K, 7, C) are plainly moments of real values within these limits; NaN is in none."""
-    n, mean, m2, low, high = _parts(values)
+    n, mean, m2, low, high = algebra.unpacked(values)
     fits = (
         ((n > 0) & (n <= max_count))
         & ((low >= -max_magnitude) & (low <= mean.hi) & (mean.hi <= high) & (high <= max_magnitude))
@@ -186,16 +186,6 @@ def within(values: Tensor, *, max_count: float, max_magnitude: float, max_m2: fl
 def total(values: Tensor) -> Tensor:
     """The sum over the first axis of values (K, C), rounded once."""
     return twofold.total(twofold.from_double(values)).hi
-
-
-def _parts(values: Tensor) -> Parts:
-    """Views of a stack (K, 7, C)."""
-    count, mean, mean_low, m2, m2_low, low, high = values.unbind(1)
-    return Parts(count, Twofold(mean, mean_low), Twofold(m2, m2_low), low, high)
-
-
-def _rows(parts: Parts) -> tuple[Tensor, ...]:
-    return (parts.n, *parts.mean, *parts.m2, parts.min, parts.max)
 
 
 def _channel_blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:

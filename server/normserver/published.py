@@ -61,7 +61,7 @@ class Published:
         """Those of some normalizers that are in memory, however old."""
         return {name: entry.record for name in names if (entry := self._entries.get(name)) is not None}
 
-    async def serialized(self, record: Record, serialize: Callable[[Record], bytes]) -> bytes:
+    def serialized(self, record: Record, serialize: Callable[[Record], bytes]) -> bytes:
         """What all watchers of a record are sent, made once while it is the newest."""
         entry = self._entries.get(record.name)
         if entry is None or entry.record is not record:

@@ -102,7 +102,7 @@ class NormalizationService(NormalizationServiceServicer):
         """Statistics now, and whenever they change."""
         record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
         while True:
-            yield await self._published.serialized(record, replies.watched)
+            yield self._published.serialized(record, replies.watched)
             record = await self._published.changed(record)
 
     async def CreateNormalizer(

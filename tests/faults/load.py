@@ -86,12 +86,12 @@ class Load:
         if self.errors:
             raise self.errors[0]
 
-    def check(self, target: str, batches: int | None = None) -> str:
+    def check(self, target: str) -> str:
         """Hold the statistics against a float64 two-pass over all data; returns a sentence with the worst error."""
         with normstats.connect(target) as client:
             found = client.get(self.name).stats()
         rows = self.data.reshape(-1, FEATURES)
-        assert found.num_batches == (self.total if batches is None else batches)
+        assert found.num_batches == self.total
         assert set(np.atleast_1d(found.count)) == {float(len(rows))}
         mean = rows.mean(axis=0)
         var = ((rows - mean) ** 2).mean(axis=0)

@@ -57,10 +57,6 @@ class Proxy:
         """What was held comes through."""
         self._loop.call_soon_threadsafe(self._flowing.set)
 
-    def calm(self) -> None:
-        """Cut no more."""
-        self._cut_rate = 0.0
-
     def _run(self) -> None:
         server = self._loop.run_until_complete(asyncio.start_server(self._accepted, "127.0.0.1", 0))
         self.target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import grpc
 import httpx
@@ -22,9 +22,11 @@ from tests.server_process import ServerProcess
 
 DEADLINE = 5.0
 
+Breaking = Callable[[ServerProcess], AbstractContextManager[None]]
+
 
 @pytest.fixture(params=["EIO, SQLite", "ENOSPC, SQLite", "PostgreSQL stopped"])
-def fault(request: pytest.FixtureRequest) -> tuple[str, Site, Callable[[ServerProcess], object]]:
+def fault(request: pytest.FixtureRequest) -> tuple[str, Site, Breaking]:
     """Its name, where, and a context in which the store fails."""
     where: Site = request.getfixturevalue("postgresql" if "PostgreSQL" in request.param else "sqlite")
     if "SQLite" in request.param:
@@ -47,16 +49,14 @@ def fault(request: pytest.FixtureRequest) -> tuple[str, Site, Callable[[ServerPr
 
 @sized("times", 1, 5)
 @pytest.mark.timeout(600)
-def test_a_failing_store(
-    fault: tuple[str, Site, Callable[[ServerProcess], object]], promise: Promise, name: str, times: int
-) -> None:
+def test_a_failing_store(fault: tuple[str, Site, Breaking], promise: Promise, name: str, times: int) -> None:
     kind, site, broken = fault
     server = site.server().start()
     told, off, back = [], [], []
     with Load([server.target], name, producers=4, batches=100 * times, pause=0.005) as load:
         for number in range(times):
             load.wait_for((number + 1) / (times + 1))
-            with broken(server):  # type: ignore[attr-defined]
+            with broken(server):
                 began = time.monotonic()
                 off.append(wait_until(lambda: not ready(server), DEADLINE))
                 told.append(refused_after(server, name))

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+import normstats
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
@@ -154,6 +155,22 @@ def test_a_port_in_use_is_an_error_not_a_silent_twin(own_server: ServerProcess, 
     other.mkdir()
     with pytest.raises(RuntimeError, match="ended with 1"):
         ServerProcess(other, port=own_server.port).start()
+
+
+def test_a_call_goes_on_until_its_timeout_while_the_store_is_down(own_server: ServerProcess) -> None:
+    """Whoever is told Unavailable and calls again draws another sequence, and may be counted twice."""
+    own_server.start()
+    assert own_server.process is not None
+    with normstats.connect(own_server.target) as client:
+        normalizer = client.create("a", specs.Standardize(1))
+        resource.prlimit(own_server.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        back = threading.Timer(6, resource.prlimit, (own_server.process.pid, resource.RLIMIT_FSIZE, everything))
+        back.start()
+        started = time.monotonic()
+        normalizer.update(np.ones((1, 1)))
+        assert time.monotonic() - started > 5
+        assert normalizer.stats().num_batches == 1
 
 
 def test_a_store_that_cannot_write_acknowledges_nothing_and_comes_back_by_itself(own_server: ServerProcess) -> None:

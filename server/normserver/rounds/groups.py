@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from normserver.committer import Committer
@@ -218,7 +219,7 @@ class Groups:
 
     async def _merge(self, parts: list[Part]) -> Merged:
         numbers = sum(len(part.vector) // 8 + (part.moments.values.numel() if part.moments else 0) for part in parts)
-        work: Callable[[], Merged] = lambda: frames.merge(parts)  # noqa: E731
+        work = partial(frames.merge, parts)
         return work() if numbers <= _IN_PLACE_NUMBERS else await self._compute.run(work)
 
     async def _contribute(self, live: _Live, number: int, merged: Merged) -> int:
