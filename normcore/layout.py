@@ -1,35 +1,38 @@
-"""The one place that knows axes: every normalization is brought to one of a few layouts here, without a copy where
-torch can view the input so, and back.
+"""The one place that knows axes: every normalization is brought to one of a few layouts here, in place where memory
+allows it, and back.
 
-N samples, C channels, L positions (all further axes), G groups. Shapes are written out, never -1, as any size may be 0.
+N samples, C channels, L positions (all further axes), G groups. A layout is dense memory and a shape to see it in;
+masks have the rank of that shape, and size 1 where they are the same all along an axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, prod
+from math import inf, prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from normcore.errors import InvalidParameter, ShapeMismatch
+from normcore.kernels.base import output_dtype
 
 
 class ChannelView(NamedTuple):
-    """x as (A, C, B): A is all before the channel axis, B all after; mask as (A, 1 or C, B); weights as (A, 1, 1)."""
+    """Dense x, seen as (A, C, B): A is all before the channel axis, B all after; weights are (A, 1, 1)."""
 
     x: Tensor
+    shape: tuple[int, int, int]
     mask: Tensor | None
     weights: Tensor | None
 
 
 class RowView(NamedTuple):
-    """x with the axes that are kept first, those averaged over last; its mask, of the same shape; how many are kept."""
+    """Dense x, seen as (R, K): R is what is kept, K what is averaged over."""
 
     x: Tensor
+    shape: tuple[int, int]
     mask: Tensor | None
-    kept: int
 
 
 def by_channel(
@@ -39,7 +42,7 @@ def by_channel(
     mask: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> ChannelView:
-    """The layout (A, C, B), in x's own order of elements; `reshape(x.shape)` is the way back.
+    """The layout (A, C, B); or (A * B, C, 1) where channels lie side by side in memory, as in torch.channels_last.
 
     1-D x (N,) is N rows where num_features is 1. A sample of weight 0 is masked out.
 
@@ -49,17 +52,26 @@ def by_channel(
     """
     check_mask(mask, x)
     axis = check_features(x, num_features, channel_axis)
-    if x.dim() == 1 and num_features == 1:
-        x, mask, axis = x[:, None], mask if mask is None else mask[:, None], 1
-    folded = None if mask is None else _fold(mask.expand(*x.shape[:axis], mask.shape[axis], *x.shape[axis + 1 :]), axis)
+    kept = () if x.dim() == 1 and num_features == 1 else (axis,)
+    view = _channels(x, axis, kept, mask)
     if weights is None:
-        return ChannelView(_fold(x, axis), folded, None)
-    rows = _row_weights(weights, x, axis)
+        return view
+    x, shape, folded, _ = view
+    rows = _row_weights(weights, x, axis, shape[0])
     real = rows > 0
     if not bool(real.all()):
         folded = real if folded is None else folded & real
-        folded = folded.expand(folded.shape[0], folded.shape[1], prod(x.shape[axis + 1 :]))
-    return ChannelView(_fold(x, axis), folded, rows)
+    return ChannelView(x, shape, folded, rows)
+
+
+def by_channel_axes(x: Tensor, axes: tuple[int, ...], mask: Tensor | None = None) -> ChannelView:
+    """The same, where several axes side by side are the channels.
+
+    Raises:
+        ShapeMismatch: the mask does not fit x.
+    """
+    check_mask(mask, x)
+    return _channels(x, axes[0], axes, mask)
 
 
 def check_features(x: Tensor, num_features: int | None, channel_axis: int) -> int:
@@ -82,16 +94,19 @@ def by_row(x: Tensor, normalized_shape: int | Sequence[int], mask: Tensor | None
     Raises:
         ShapeMismatch: x does not end in normalized_shape; the mask does not fit x.
     """
+    given = x.shape
+    if mask is None and given and given[-1] == normalized_shape and x.is_contiguous():
+        return RowView(x, (prod(given[:-1]), given[-1]), None)
     check_mask(mask, x)
     sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not sizes or tuple(x.shape[-len(sizes) :]) != sizes:
-        raise ShapeMismatch("x", f".shape is {list(x.shape)}; expected it to end in normalized_shape = {list(sizes)}")
-    shape = (prod(x.shape[: x.dim() - len(sizes)]), prod(sizes))
-    return RowView(x.reshape(shape), None if mask is None else mask.expand(x.shape).reshape(shape), 1)
+    kept = len(given) - len(sizes)
+    if not sizes or given[kept:] != sizes:
+        raise ShapeMismatch("x", f".shape is {list(given)}; expected it to end in normalized_shape = {list(sizes)}")
+    return _rows(x, kept, mask)
 
 
 def by_group(x: Tensor, num_groups: int | None = None, mask: Tensor | None = None) -> RowView:
-    """The layout (N, G, C/G, L) of x (N, C, ...), two axes kept; G = C if num_groups is None.
+    """The layout (N * G, C / G * L) of x (N, C, ...); G = C if num_groups is None.
 
     Raises:
         ShapeMismatch: x has no channels; num_groups does not divide C; the mask does not fit x.
@@ -99,46 +114,96 @@ def by_group(x: Tensor, num_groups: int | None = None, mask: Tensor | None = Non
     check_mask(mask, x)
     if x.dim() < 2:
         raise ShapeMismatch("x", f".shape is {list(x.shape)}; expected (N, C, ...)")
+    x = x if x.is_contiguous() else x.contiguous()
     samples, channels, *rest = x.shape
     groups = channels if num_groups is None else num_groups
     if num_groups is not None and (groups < 1 or channels % groups):
         raise ShapeMismatch("num_groups", f"is {groups}; expected a divisor of x.shape[1] = {channels}")
-    shape = (samples, groups, channels // groups if groups else 1, prod(rest))
-    return RowView(x.reshape(shape), None if mask is None else mask.expand(x.shape).reshape(shape), 2)
+    shape = (samples * groups, (channels // groups if groups else 1) * prod(rest))
+    if groups == channels and mask is not None:
+        mask = _fold(mask, x.shape, (tuple(range(2)), tuple(range(2, x.dim()))))
+    elif mask is not None:
+        mask = mask.expand(x.shape).reshape(shape)
+    return RowView(x, shape, mask)
 
 
 def by_axes(x: Tensor, axes: Sequence[int], mask: Tensor | None = None) -> RowView:
-    """The layout (R, K): K are all of `axes`, R all others; `from_axes` is the way back.
+    """The layout (R, K): K are all of `axes`, R all others, moved if they must; `from_axes` is the way back.
 
     Raises:
         ShapeMismatch: x has no such axis; one is named twice; the mask does not fit x.
     """
     check_mask(mask, x)
     order = _order(x, axes)
-    sizes = [x.shape[axis] for axis in order]
-    shape = (prod(sizes[: x.dim() - len(axes)]), prod(sizes[x.dim() - len(axes) :]))
-    moved = None if mask is None else mask.expand(x.shape).permute(order).reshape(shape)
-    return RowView(x.permute(order).reshape(shape), moved, 1)
+    if order == sorted(order):
+        return _rows(x, x.dim() - len(axes), mask)
+    return _rows(x.permute(order), x.dim() - len(axes), None if mask is None else mask.permute(order))
 
 
 def from_axes(y: Tensor, axes: Sequence[int], x: Tensor) -> Tensor:
-    """The inverse of `by_axes`: y (R, K) in x's shape."""
+    """The inverse of `by_axes`: y with its axes where x has them."""
     order = _order(x, axes)
-    moved = y.reshape([x.shape[axis] for axis in order])
-    return moved.permute([order.index(axis) for axis in range(x.dim())])
+    return y if order == sorted(order) else y.permute([order.index(axis) for axis in range(x.dim())])
 
 
-def parameter(value: Tensor | None, shape: Sequence[int], x: Tensor, name: str) -> Tensor | None:
-    """A parameter with as many values as `shape` has, as float64 on x's device, in that shape.
+def one_channel_axis(x: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes that are not in `axes`, where they are side by side, so that they are as good as one; else ().
+
+    Raises:
+        ShapeMismatch: x has no such axis; one is named twice.
+    """
+    kept = _order(x, axes)[: x.dim() - len(axes)]
+    return tuple(kept) if kept and kept[-1] - kept[0] == len(kept) - 1 else ()
+
+
+def affine(weight: Tensor | None, bias: Tensor | None, count: int, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Parameters of so many values each, as kernels take them: dense, on x's device, both float32 or both float64.
+
+    Raises:
+        ShapeMismatch: one has another number of values.
+    """
+    kind = torch.float32
+    if (weight is not None and weight.dtype is not kind) or (bias is not None and bias.dtype is not kind):
+        kind = torch.float64
+    return (
+        None if weight is None else _sized(weight, count, kind, x, "weight"),
+        None if bias is None else _sized(bias, count, kind, x, "bias"),
+    )
+
+
+def target(out: Tensor | None, x: Tensor) -> Tensor | None:
+    """The buffer itself where a kernel can write into it: memory in the order of x's. `delivered` sees to the rest.
+
+    Raises:
+        ShapeMismatch: it has another shape than x.
+        InvalidParameter: another type than the output's, or another device.
+    """
+    if out is None:
+        return None
+    if out.shape != x.shape:
+        raise ShapeMismatch("out", f".shape is {list(out.shape)}; expected x's, {list(x.shape)}")
+    if out.dtype != output_dtype(x) or out.device != x.device:
+        raise InvalidParameter("out", f"is {out.dtype} on {out.device}; expected {output_dtype(x)} on {x.device}")
+    return out.detach() if out.stride() == x.stride() else None
+
+
+def delivered(y: Tensor, out: Tensor | None) -> Tensor:
+    """The output, in the caller's buffer where there is one."""
+    if out is None:
+        return y
+    if y.data_ptr() != out.data_ptr():
+        out.detach().copy_(y)
+    return out
+
+
+def per_channel(value: Tensor, channels: int, x: Tensor, name: str) -> Tensor:
+    """A statistic of each channel as kernels take it: float64 (C,), dense, on x's device.
 
     Raises:
         ShapeMismatch: it has another number of values.
     """
-    if value is None:
-        return None
-    if value.numel() != prod(shape):
-        raise ShapeMismatch(name, f"has {value.numel()} values; expected {prod(shape)}")
-    return value.detach().to(x.device, torch.float64).reshape(*shape)
+    found = _sized(value, channels, torch.float64, x, name)
+    return found if found.dim() == 1 else found.reshape(channels)
 
 
 def check_eps(eps: float) -> None:
@@ -147,7 +212,7 @@ def check_eps(eps: float) -> None:
     Raises:
         InvalidParameter: it is not.
     """
-    if not (isfinite(eps) and eps >= 0):
+    if not 0 <= eps < inf:
         raise InvalidParameter("eps", f"is {eps!r}; expected a finite number, at least 0")
 
 
@@ -180,13 +245,59 @@ def _order(x: Tensor, axes: Sequence[int]) -> list[int]:
     return [axis for axis in range(x.dim()) if axis not in last] + last
 
 
-def _fold(values: Tensor, axis: int) -> Tensor:
-    shape = values.shape
-    return values.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
+def _channels(x: Tensor, axis: int, channels: tuple[int, ...], mask: Tensor | None) -> ChannelView:
+    """Dense (A, C, B), the channel axes beginning at `axis`; channels last where they lie so."""
+    if mask is None and len(channels) == 1 and x.is_contiguous():
+        given = x.shape
+        return ChannelView(x, (prod(given[:axis]), given[axis], prod(given[axis + 1 :])), None, None)
+    last = False
+    if not x.is_contiguous():
+        last = len(channels) == 1 and x.movedim(axis, -1).is_contiguous()
+        x = x if last else x.contiguous()
+    sizes = x.shape
+    before, after = tuple(range(axis)), tuple(range(axis + len(channels), len(sizes)))
+    groups = (before + after, channels, ()) if last else (before, channels, after)
+    if not channels:  # one axis, of rows
+        groups = ((0,), (), ())
+    shape = (
+        prod(sizes[one] for one in groups[0]),
+        prod(sizes[one] for one in groups[1]),
+        prod(sizes[one] for one in groups[2]),
+    )
+    return ChannelView(x, shape, None if mask is None else _fold(mask, sizes, groups), None)
 
 
-def _row_weights(weights: Tensor, x: Tensor, axis: int) -> Tensor:
-    if axis == 0:
+def _rows(x: Tensor, kept: int, mask: Tensor | None) -> RowView:
+    """Dense rows of all but the first `kept` axes."""
+    x = x if x.is_contiguous() else x.contiguous()
+    sizes = x.shape
+    folded = None if mask is None else _fold(mask, sizes, (tuple(range(kept)), tuple(range(kept, len(sizes)))))
+    return RowView(x, (prod(sizes[:kept]), prod(sizes[kept:])), folded)
+
+
+def _fold(mask: Tensor, sizes: torch.Size, groups: Sequence[tuple[int, ...]]) -> Tensor:
+    """A mask with an axis for each group of its own, of size 1 where it is 1 on all of the group's."""
+    full, shape = list(mask.shape), []
+    for group in groups:
+        same = all(mask.shape[axis] == 1 for axis in group)
+        if not same:
+            for axis in group:
+                full[axis] = sizes[axis]
+        shape.append(1 if same else prod(sizes[axis] for axis in group))
+    return mask.expand(full).permute([axis for group in groups for axis in group]).reshape(shape)
+
+
+def _sized(value: Tensor, count: int, dtype: torch.dtype, x: Tensor, name: str) -> Tensor:
+    """A parameter of so many values, dense, of a type, on x's device."""
+    if value.numel() != count:
+        raise ShapeMismatch(name, f"has {value.numel()} values; expected {count}")
+    if value.dtype is dtype and value.is_contiguous() and value.is_cpu and x.is_cpu:
+        return value.detach() if value.requires_grad else value
+    return value.detach().to(x.device, dtype).contiguous()
+
+
+def _row_weights(weights: Tensor, x: Tensor, axis: int, rows: int) -> Tensor:
+    if axis == 0 and x.dim() > 1:
         raise ShapeMismatch("weights", "are one per slice of axis 0, which is the channel axis; expected samples there")
     if weights.shape != x.shape[:1]:
         raise ShapeMismatch("weights", f".shape is {list(weights.shape)}; expected [{x.shape[0]}], one per sample")
@@ -195,4 +306,4 @@ def _row_weights(weights: Tensor, x: Tensor, axis: int) -> Tensor:
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
         raise InvalidParameter("weights", f"[{index}] is {values[index].item()}; expected a finite number, at least 0")
-    return values.repeat_interleave(prod(x.shape[1:axis])).reshape(-1, 1, 1)
+    return values.repeat_interleave(rows // max(1, values.shape[0])).reshape(-1, 1, 1)

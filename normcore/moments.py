@@ -12,7 +12,8 @@ from torch import Tensor
 from normcore import algebra, layout
 from normcore.algebra import Parts
 from normcore.errors import InvalidParameter, NonFinite, ShapeMismatch
-from normcore.kernels import launch, reference
+from normcore.kernels import launch
+from normcore.kernels.base import M2, ChannelMoments
 
 NanPolicy = Literal["reject", "omit", "propagate"]
 
@@ -231,19 +232,39 @@ def moments_of(
         InvalidParameter: a weight is negative or not finite; the squares of x exceed float64.
     """
     view = layout.by_channel(x, channel_axis, num_features, mask, weights)
-    parts = reference.channel_moments(view.x, view.mask, view.weights, omit=nan_policy == "omit")
-    if nan_policy != "propagate" and bool(((parts.n > 0) & ~torch.isfinite(parts.m2.hi)).any()):
-        _reject(view.x, view.mask, x.shape, omit=nan_policy == "omit")
-    return moments_from(parts)
+    found = launch.channel_moments(view.x, view.shape, view.mask, view.weights, omit=nan_policy == "omit")
+    check(found, x, nan_policy, mask, weights)
+    return moments_found(found)
 
 
-def _reject(x: Tensor, mask: Tensor | None, shape: torch.Size, *, omit: bool) -> None:
-    """Raise for the values that made moments infinite; x and mask in the channel layout, whose order is x's own."""
-    bad = ~torch.isfinite(x) if mask is None else ~torch.isfinite(x) & mask
-    if omit or not bool(bad.any()):
+def moments_found(found: ChannelMoments) -> Moments:
+    """What a kernel found, as moments; looked at again only where it must be."""
+    if not found.plain:
+        return Moments(found.values)
+    moments = object.__new__(Moments)
+    object.__setattr__(moments, "values", found.values)
+    return moments
+
+
+def check(
+    found: ChannelMoments, x: Tensor, nan_policy: NanPolicy, mask: Tensor | None = None, weights: Tensor | None = None
+) -> None:
+    """Refuse moments of x that its values made infinite, unless those propagate.
+
+    Raises:
+        NonFinite: nan_policy is "reject" and there are NaN or infinities.
+        InvalidParameter: the squares of x exceed float64.
+    """
+    if found.plain or nan_policy == "propagate" or bool(torch.isfinite(found.values[M2]).all()):
+        return
+    if nan_policy == "omit" or found.nonfinite is None or not bool(found.nonfinite.any()):
         raise InvalidParameter("x", "has values whose squares exceed float64; expected magnitudes below 1e150")
-    first = bad.reshape(shape).nonzero()[0]
-    raise NonFinite("x", int(bad.sum()), tuple(first.tolist()))
+    bad = ~torch.isfinite(x)
+    if mask is not None:
+        bad &= mask
+    if weights is not None:
+        bad &= (weights > 0).to(x.device).reshape(-1, *[1] * (x.dim() - 1))
+    raise NonFinite("x", int(bad.sum()), tuple(bad.nonzero()[0].tolist()))
 
 
 def _check_field(name: str, value: Tensor, mean: Tensor) -> None:

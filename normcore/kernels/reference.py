@@ -1,6 +1,7 @@
 """The definition of every loop over elements, in plain torch: computed in float64, rounded once, on any device.
 
 It goes block by block, about a million elements each, so that temporary memory stays bounded whatever the input's size.
+Every function that gives a tensor of x's shape writes it into `out` where one is given, which may be x itself.
 """
 
 from __future__ import annotations
@@ -14,20 +15,15 @@ from torch import Tensor
 
 from normcore import algebra, twofold
 from normcore.algebra import Parts
-from normcore.twofold import Twofold
+from normcore.kernels.base import ChannelMoments, Coefficients, Rule, coefficients, output_dtype
 
 # 8 MiB of float64: large enough that a merge (some 200 small operations) costs little beside a block's passes.
 BLOCK_ELEMENTS = 1 << 20
 
 
-def output_dtype(x: Tensor) -> torch.dtype:
-    """Floating types stay; integers and bool become float32."""
-    return x.dtype if x.dtype.is_floating_point else torch.float32
-
-
 def channel_moments(
     x: Tensor, mask: Tensor | None = None, weights: Tensor | None = None, *, omit: bool = False
-) -> Parts:
+) -> ChannelMoments:
     """The moments of each channel of x (A, C, B).
 
     A block is shifted by its smallest value, then by its mean, and summed twice (the corrected two-pass algorithm), so
@@ -35,99 +31,113 @@ def channel_moments(
 
     Args:
         x: (A, C, B), any real dtype.
-        mask: bool (A, 1 or C, B); False is left out.
+        mask: bool, broadcasts to x; False is left out.
         weights: float64 (A, 1, 1), above 0 wherever the mask is True.
-        omit: leave NaN and infinities out; they propagate otherwise.
-
-    Returns:
-        Count of shape () where it is the same for all channels by construction, else (C,); the rest (C,).
+        omit: leave NaN and infinities out. Otherwise all but the count of a channel that has any is NaN.
     """
-    parts = []
+    parts, channels = [], x.shape[1]
+    nonfinite = torch.zeros(channels, dtype=torch.float64, device=x.device)
+    mask = None if mask is None else mask.expand(x.shape)
     for rows, columns in _channel_blocks(x):
         block = x[rows, :, columns].detach().double()
         valid = None if mask is None else mask[rows, :, columns]
-        if omit and not bool((finite := torch.isfinite(block)).all()):
-            valid = finite if valid is None else finite & valid
+        bad = ~torch.isfinite(block) if valid is None else ~torch.isfinite(block) & valid
+        if bool(bad.any()):
+            nonfinite += bad.sum((0, 2))
+            if omit:
+                valid = ~bad if valid is None else valid & ~bad
         parts.append(_block_moments(block, valid, None if weights is None else weights[rows]))
-    if parts:
-        return parts[0] if len(parts) == 1 else algebra.reduce(algebra.stacked(parts))
-    nothing = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    return algebra.identity(nothing.new_zeros(()), nothing)
+    if not parts:
+        nothing = torch.zeros(channels, dtype=torch.float64, device=x.device)
+        return ChannelMoments(algebra.packed(algebra.identity(nothing, nothing)), nonfinite)
+    values = algebra.packed(parts[0] if len(parts) == 1 else algebra.reduce(algebra.stacked(parts)))
+    if not omit:
+        values[1:, nonfinite > 0] = torch.nan
+    return ChannelMoments(values, nonfinite)
 
 
-def channel_apply(
-    x: Tensor,
-    offset: Twofold,
-    divisor: Tensor,
-    factor: Tensor,
-    shift: Tensor,
-    *,
-    mask: Tensor | None = None,
-    low: float | None = None,
-    high: float | None = None,
-) -> Tensor:
-    """(x - offset) / divisor * factor + shift of each channel of x (A, C, B), clipped to low and high; 0 divides as 1.
-
-    `offset`, `divisor`, `factor` and `shift` are float64 (C,); where the mask is False, x stays as it is.
-    """
-    y = torch.empty(x.shape, dtype=output_dtype(x), device=x.device)
+def channel_apply(x: Tensor, by: Coefficients, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Each channel of x (A, C, B) by its coefficients; where the mask is False, x stays as it is."""
+    y = _output(x, out)
+    mask = None if mask is None else mask.expand(x.shape)
+    offset, rest, divisor, factor, shift = by.values[:, :, None]
     divisor = _nonzero(divisor)
     for rows, columns in _channel_blocks(x):
         block = x[rows, :, columns].detach()
-        value = block.double() - offset.hi[:, None]
-        value = value.sub_(offset.lo[:, None]).div_(divisor[:, None]).mul_(factor[:, None]).add_(shift[:, None])
-        if low is not None or high is not None:
-            value = value.clamp_(low, high)
+        value = (block.double() - offset).sub_(rest).div_(divisor).mul_(factor).add_(shift).clamp_(by.low, by.high)
         y[rows, :, columns] = _padded(value, block, None if mask is None else mask[rows, :, columns])
     return y
 
 
-def row_moments(x: Tensor, kept: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and population variance of x over all axes but the first `kept`; float64, of the kept axes' shape.
-
-    Where nothing is real all three are 0.
-    """
-    out = torch.zeros(3, *x.shape[:kept], dtype=torch.float64, device=x.device)
-    for rows in _row_blocks(x):
-        over = _two_pass(x[rows].detach().double(), _trailing(x, kept), None if mask is None else mask[rows])
-        shape = over.m2.shape[:kept]
-        out[0, rows] = over.n.expand_as(over.m2).reshape(shape)
-        out[1, rows] = (over.mean + over.rest).reshape(shape)
-        out[2, rows] = (over.m2 / over.n.clamp(min=1)).reshape(shape)
-    return out[0], out[1], out[2]
+def channel_norm(
+    x: Tensor, rule: Rule, mask: Tensor | None = None, out: Tensor | None = None, *, omit: bool = False
+) -> tuple[Tensor, ChannelMoments]:
+    """Each channel of x (A, C, B) by a rule from its own moments, and those."""
+    moments = channel_moments(x, mask, omit=omit)
+    return channel_apply(x, coefficients(rule, moments.values), mask, out), moments
 
 
 def row_norm(
     x: Tensor,
-    kept: int,
     *,
     eps: float,
-    std_eps: float = 0.0,
     center: bool = True,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """(x - mean) / (sqrt(var + eps) + std_eps) * weight + bias, over all axes of x but the first `kept` (at least 1).
+    """(x - mean) / sqrt(var + eps) * weight + bias along each row of x (R, K).
 
-    Without `center` the mean is taken as 0: the root mean square. weight and bias are float64 and broadcast to x. A
-    divisor of 0 divides as 1. Where the mask is False, x stays as it is.
+    Without `center` the mean is taken as 0: the root mean square. weight and bias are float64 (P, S), P a divisor of R
+    and S of K: element (r, k) takes [r % P, k // (K / S)]. A divisor of 0 divides as 1. Where the mask is False, x
+    stays as it is and counts for nothing.
     """
-    y = torch.empty(x.shape, dtype=output_dtype(x), device=x.device)
-    weight, bias = (None if t is None else t.expand(x.shape) for t in (weight, bias))
+    y = _output(x, out)
+    mask = None if mask is None else mask.expand(x.shape)
+    weight, bias = (None if t is None else _per_element(t, x) for t in (weight, bias))
     for rows in _row_blocks(x):
         block, valid = x[rows].detach(), None if mask is None else mask[rows]
-        value, var = (_centred if center else _uncentred)(block.double(), _trailing(x, kept), valid)
-        value = value / _nonzero((var + eps).sqrt() + std_eps)
+        value, var = (_centred if center else _uncentred)(block.double(), valid)
+        value = value / _nonzero((var + eps).sqrt())
         value = value if weight is None else value * weight[rows]
         value = value if bias is None else value + bias[rows]
         y[rows] = _padded(value, block, valid)
     return y
 
 
-def power_norm(x: Tensor, p: float, eps: float, mask: Tensor | None = None) -> Tensor:
-    """x / max(norm, eps) along the last axis of x (R, K); the p-norm is scaled by the largest magnitude."""
-    y = torch.empty(x.shape, dtype=output_dtype(x), device=x.device)
+def row_norm_ragged(
+    x: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    *,
+    eps: float,
+    center: bool = True,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`row_norm` of rows of different lengths in one arena x (E,): row r is x[starts[r] : starts[r] + lengths[r]].
+
+    starts and lengths are int64 (R,), rows do not overlap; weight and bias are float64 (K,), K at least the greatest
+    length, and begin anew with each row. What is in no row is copied.
+    """
+    y = _output(x, out)
+    if y.data_ptr() != x.data_ptr():
+        y.copy_(x)
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if length == 0:
+            continue
+        row = x[start : start + length][None]
+        scale, shift = (None if t is None else t[None, :length] for t in (weight, bias))
+        y[start : start + length] = row_norm(row, eps=eps, center=center, weight=scale, bias=shift)[0]
+    return y
+
+
+def power_norm(x: Tensor, p: float, eps: float, mask: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """x / max(norm, eps) along each row of x (R, K); the p-norm is scaled by the largest magnitude."""
+    y = _output(x, out)
+    mask = None if mask is None else mask.expand(x.shape)
     for rows in _row_blocks(x):
         block = x[rows].detach()
         valid = None if mask is None else mask[rows]
@@ -139,9 +149,18 @@ def power_norm(x: Tensor, p: float, eps: float, mask: Tensor | None = None) -> T
     return y
 
 
-def neighbour_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, mask: Tensor | None = None) -> Tensor:
+def neighbour_norm(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """x / (k + alpha / size * sum of squares of the `size` channels around) ** beta, for x (N, C, L)."""
-    y = torch.empty(x.shape, dtype=output_dtype(x), device=x.device)
+    y = _output(x, out)
+    mask = None if mask is None else mask.expand(x.shape)
     channels = x.shape[1]
     before, after = (min(reach, channels) for reach in (size // 2, (size - 1) // 2))
     for rows in _row_blocks(x):
@@ -253,28 +272,35 @@ def _two_pass(x: Tensor, axes: tuple[int, ...], valid: Tensor | None, weights: T
 def _block_moments(x: Tensor, valid: Tensor | None, weights: Tensor | None) -> Parts:
     """The moments of one block: x float64 (a, C, b), valid (a, 1 or C, b), weights (a, 1, 1)."""
     over = _two_pass(x, (0, 2), valid, weights)
-    count = over.n.reshape(() if over.n.numel() == 1 else x.shape[1])
-    mean, rest, m2, smallest, largest = (t.reshape(x.shape[1]) for t in over[1:6])
+    count, mean, rest, m2, smallest, largest = (
+        t.expand(1, x.shape[1], 1).reshape(x.shape[1]) for t in (over.n.reshape(1, -1, 1), *over[1:6])
+    )
     return Parts(count, twofold.two_sum(mean, rest), twofold.from_double(m2), smallest, largest)
 
 
-def _centred(x: Tensor, axes: tuple[int, ...], valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x - mean and the variance."""
-    over = _two_pass(x, axes, valid)
+def _centred(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x - mean of each row, and the variance."""
+    over = _two_pass(x, (1,), valid)
     return over.deviation - over.rest, over.m2 / over.n.clamp(min=1)
 
 
-def _uncentred(x: Tensor, axes: tuple[int, ...], valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x and its mean square."""
+def _uncentred(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x, and the mean square of each row."""
     real = _real(x, valid)
     if valid is None:
-        return real, (real * real).mean(axes, keepdim=True)
-    count = valid.expand_as(x).sum(axes, keepdim=True).clamp(min=1)
-    return real, (real * real).sum(axes, keepdim=True) / count
+        return real, (real * real).mean(1, keepdim=True)
+    return real, (real * real).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
 
 
-def _trailing(x: Tensor, kept: int) -> tuple[int, ...]:
-    return tuple(range(kept, x.dim()))
+def _per_element(values: Tensor, x: Tensor) -> Tensor:
+    """Values (P, S) for each element of x (R, K)."""
+    (rows, columns), (period, segments) = x.shape, values.shape
+    shape = (rows // period, period, segments, columns // segments)
+    return values[None, :, :, None].expand(shape).reshape(x.shape)
+
+
+def _output(x: Tensor, out: Tensor | None) -> Tensor:
+    return torch.empty(x.shape, dtype=output_dtype(x), device=x.device) if out is None else out
 
 
 def _real(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from normcore import layout
 from normcore.errors import InvalidParameter, ShapeMismatch
-from normcore.kernels import reference
+from normcore.kernels import launch
+from normcore.kernels.base import ToUnit
 
 
 def mean_variance_norm(
-    x: Tensor, axes: Sequence[int] = (0, 2, 3), *, eps: float = 1e-9, mask: Tensor | None = None
+    x: Tensor,
+    axes: Sequence[int] = (0, 2, 3),
+    *,
+    eps: float = 1e-9,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / (deviation + eps) over `axes`: ONNX's MeanVarianceNormalization.
 
@@ -22,11 +28,26 @@ def mean_variance_norm(
         InvalidParameter: eps is out of range.
     """
     layout.check_eps(eps)
-    view = layout.by_axes(x, axes, mask)
-    return layout.from_axes(reference.row_norm(view.x, 1, eps=0.0, std_eps=eps, mask=view.mask), axes, x)
+    into, rule = layout.target(out, x), ToUnit(0.0, std_eps=eps)
+    if kept := layout.one_channel_axis(x, axes):
+        view = layout.by_channel_axes(x, kept, mask)
+        y, _ = launch.channel_norm(view.x, view.shape, rule, view.mask, into)
+        return layout.delivered(y, out)
+    rows = layout.by_axes(x, axes, mask)
+    each = None if rows.mask is None else rows.mask[None]
+    y, _ = launch.channel_norm(rows.x, (1, *rows.shape), rule, each)
+    return layout.delivered(layout.from_axes(y, axes, x), out)
 
 
-def lp_norm(x: Tensor, p: float = 2.0, axis: int = 1, *, eps: float = 1e-12, mask: Tensor | None = None) -> Tensor:
+def lp_norm(
+    x: Tensor,
+    p: float = 2.0,
+    axis: int = 1,
+    *,
+    eps: float = 1e-12,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """x / max(norm, eps) with the p-norm along an axis, as torch.nn.functional.normalize; p = inf: largest magnitude.
 
     The norm is scaled by the largest magnitude, so that 1e200 does not overflow; zeros give zeros.
@@ -39,11 +60,20 @@ def lp_norm(x: Tensor, p: float = 2.0, axis: int = 1, *, eps: float = 1e-12, mas
     if not p > 0:
         raise InvalidParameter("p", f"is {p!r}; expected a number above 0, or infinity")
     view = layout.by_axes(x, (axis,), mask)
-    return layout.from_axes(reference.power_norm(view.x, p, eps, view.mask), (axis,), x)
+    into = layout.target(out, x) if view.x is x else None
+    y = launch.power_norm(view.x, view.shape, p, eps, view.mask, into)
+    return layout.delivered(layout.from_axes(y, (axis,), x), out)
 
 
 def local_response_norm(
-    x: Tensor, size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, mask: Tensor | None = None
+    x: Tensor,
+    size: int,
+    *,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """x / (k + alpha / size * sum of squares of `size` neighbouring channels) ** beta, as torch.nn.LocalResponseNorm.
 
@@ -61,6 +91,6 @@ def local_response_norm(
         raise InvalidParameter("alpha", f"is {alpha!r}, beta {beta!r}, k {k!r}; expected finite, alpha >= 0 and k > 0")
     if x.dim() < 2:
         raise ShapeMismatch("x", f".shape is {list(x.shape)}; expected (N, C, ...)")
-    full = None if mask is None else mask.expand(x.shape)
-    view = layout.by_channel(x, 1, mask=full)
-    return reference.neighbour_norm(view.x, size, alpha, beta, k, view.mask).reshape(x.shape)
+    view = layout.by_channel(x.contiguous(), 1, mask=mask)
+    y = launch.neighbour_norm(view.x, view.shape, size, alpha, beta, k, view.mask, layout.target(out, view.x))
+    return layout.delivered(y, out)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
 
 from normcore import layout
 from normcore.errors import InvalidParameter, NoInverse, ShapeMismatch
-from normcore.kernels import reference
-from normcore.moments import Moments, NanPolicy, moments_of, variance
-from normcore.twofold import Twofold, from_double
+from normcore.kernels import launch
+from normcore.kernels.base import Coefficients, Rule, ToUnit, output_dtype
+from normcore.moments import Moments, NanPolicy, check, moments_found, moments_of, variance
 
 
 def standardize(
@@ -26,6 +26,7 @@ def standardize(
     clip: float | None = None,
     channel_axis: int,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias, clipped to plus and minus `clip`; mean, var, weight, bias are (C,).
 
@@ -35,9 +36,24 @@ def standardize(
     """
     if clip is not None and not clip > 0:
         raise InvalidParameter("clip", f"is {clip!r}; expected a number above 0, or None")
-    low = None if clip is None else -clip
-    std, weight, bias = _deviation(var, eps), _or_ones(weight, mean, "weight"), _or_zeros(bias, mean, "bias")
-    return _apply(x, from_double(mean), std, weight, bias, channel_axis, mask, low, clip)
+    layout.check_eps(eps)
+    channels = mean.numel()
+    mean, var = layout.per_channel(mean, channels, x, "mean"), layout.per_channel(var, channels, x, "var")
+    weight, bias = layout.affine(weight, bias, channels, x)
+    view = layout.by_channel(x, channel_axis, channels, mask)
+    y = launch.standardize(
+        view.x,
+        view.shape,
+        mean,
+        var,
+        eps,
+        weight,
+        bias,
+        inf if clip is None else clip,
+        view.mask,
+        layout.target(out, view.x),
+    )
+    return layout.delivered(y, out)
 
 
 def unstandardize(
@@ -50,6 +66,7 @@ def unstandardize(
     bias: Tensor | None = None,
     channel_axis: int,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The inverse of `standardize`, but for what clipping lost: (y - bias) / weight * sqrt(var + eps) + mean.
 
@@ -61,7 +78,7 @@ def unstandardize(
     std, weight, bias = _deviation(var, eps), _or_ones(weight, mean, "weight"), _or_zeros(bias, mean, "bias")
     if bool((weight == 0).any()):
         raise NoInverse("weight", int((weight == 0).nonzero()[0]))
-    return _apply(y, from_double(bias), weight, torch.where(std == 0, 1.0, std), mean, channel_axis, mask)
+    return _apply(y, _by(y, bias, weight, torch.where(std == 0, 1.0, std), mean), channel_axis, mask, out)
 
 
 def min_max(
@@ -73,6 +90,7 @@ def min_max(
     clip: bool = False,
     channel_axis: int,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - min) / (max - min) mapped onto feature_range, and kept within it if `clip`; min and max are (C,).
 
@@ -84,8 +102,8 @@ def min_max(
     """
     low, high = _feature_range(feature_range)
     factor, shift = torch.full_like(min, high - low), torch.full_like(min, low)
-    bounds = (low, high) if clip else (None, None)
-    return _apply(x, from_double(min), max - min, factor, shift, channel_axis, mask, *bounds)
+    bounds = (low, high) if clip else (-inf, inf)
+    return _apply(x, _by(x, min, max - min, factor, shift, *bounds), channel_axis, mask, out)
 
 
 def unmin_max(
@@ -96,6 +114,7 @@ def unmin_max(
     feature_range: tuple[float, float] = (0.0, 1.0),
     channel_axis: int,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The inverse of `min_max`, but for what clipping lost.
 
@@ -106,7 +125,7 @@ def unmin_max(
     low, high = _feature_range(feature_range)
     divisor, offset = torch.full_like(min, high - low), torch.full_like(min, low)
     span = torch.where(max == min, 1.0, max - min)
-    return _apply(y, from_double(offset), divisor, span, min, channel_axis, mask)
+    return _apply(y, _by(y, offset, divisor, span, min), channel_axis, mask, out)
 
 
 def batch_norm(
@@ -120,6 +139,7 @@ def batch_norm(
     mask: Tensor | None = None,
     virtual_batch_size: int | None = None,
     nan_policy: NanPolicy = "propagate",
+    out: Tensor | None = None,
 ) -> tuple[Tensor, list[Moments]]:
     """Each channel by the batch's own mean and population variance, as torch.nn.BatchNorm in training; and the moments.
 
@@ -131,10 +151,39 @@ def batch_norm(
         NonFinite: x has values that nan_policy rejects.
         InvalidParameter: eps or virtual_batch_size is out of range.
     """
+    layout.check_eps(eps)
+    channels = x.shape[layout.check_features(x, num_features, channel_axis)] if x.dim() > 1 else num_features or 1
+    rule = ToUnit(eps, 0.0, *layout.affine(weight, bias, channels, x))
     ghosts = _ghosts(x, mask, virtual_batch_size, layout.check_features(x, num_features, channel_axis))
-    results = [_by_own(part, real, eps, weight, bias, channel_axis, num_features, nan_policy) for part, real in ghosts]
-    ys, moments = zip(*results, strict=True)
-    return ys[0] if len(ys) == 1 else torch.cat(ys), list(moments)
+    if len(ghosts) == 1:
+        y, moments = _by_own(x, rule, channel_axis, num_features, mask, nan_policy, out)
+        return y, [moments]
+    y = torch.empty_like(x, dtype=output_dtype(x), requires_grad=False) if out is None else out
+    found, start = [], 0
+    for part, real in ghosts:
+        into = y[start : start + part.shape[0]]
+        found.append(_by_own(part, rule, channel_axis, num_features, real, nan_policy, into)[1])
+        start += part.shape[0]
+    return y, found
+
+
+def by_own_statistics(
+    x: Tensor,
+    rule: Rule,
+    *,
+    channel_axis: int,
+    num_features: int | None = None,
+    mask: Tensor | None = None,
+    nan_policy: NanPolicy = "propagate",
+    out: Tensor | None = None,
+) -> tuple[Tensor, Moments]:
+    """Each channel by a rule from the batch's own statistics, `ToUnit` or `ToRange`, in one pass; and the moments.
+
+    Raises:
+        ShapeMismatch: x has another number of channels; a parameter or the mask does not fit.
+        NonFinite: x has values that nan_policy rejects.
+    """
+    return _by_own(x, rule, channel_axis, num_features, mask, nan_policy, out)
 
 
 def batch_renorm(
@@ -150,6 +199,7 @@ def batch_renorm(
     channel_axis: int = 1,
     mask: Tensor | None = None,
     nan_policy: NanPolicy = "propagate",
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """Batch renormalization (Ioffe 2017) toward running statistics `mean` and `var` (C,); and the batch's moments.
 
@@ -163,35 +213,29 @@ def batch_renorm(
     """
     if not (r_max >= 1 and d_max >= 0):
         raise InvalidParameter("r_max", f"is {r_max!r} and d_max {d_max!r}; expected at least 1 and at least 0")
-    moments = _own_moments(x, channel_axis, mean.numel(), mask, nan_policy)
+    moments = moments_of(x, channel_axis, num_features=mean.numel(), mask=mask, nan_policy=nan_policy)
     own, running = _deviation(variance(moments), eps), _deviation(var, eps).to(x.device)
     r = (own / running).clamp(1 / r_max, r_max)
     d = ((moments.mean - mean.to(moments.mean)) / running).clamp(-d_max, d_max)
     weight, bias = _or_ones(weight, moments.mean, "weight"), _or_zeros(bias, moments.mean, "bias")
-    offset = Twofold(moments.mean, moments.mean_low)
-    return _apply(x, offset, own, r * weight, d * weight + bias, channel_axis, mask), moments
+    by = Coefficients.of(moments.mean, moments.mean_low, own, r * weight, d * weight + bias)
+    return _apply(x, by, channel_axis, mask, out), moments
 
 
 def _by_own(
     x: Tensor,
-    mask: Tensor | None,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    rule: Rule,
     channel_axis: int,
     num_features: int | None,
+    mask: Tensor | None,
     nan_policy: NanPolicy,
+    out: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    moments = _own_moments(x, channel_axis, num_features, mask, nan_policy)
-    std = _deviation(variance(moments), eps)
-    weight, bias = _or_ones(weight, moments.mean, "weight"), _or_zeros(bias, moments.mean, "bias")
-    return _apply(x, Twofold(moments.mean, moments.mean_low), std, weight, bias, channel_axis, mask), moments
-
-
-def _own_moments(
-    x: Tensor, channel_axis: int, num_features: int | None, mask: Tensor | None, nan_policy: NanPolicy
-) -> Moments:
-    return moments_of(x, channel_axis, num_features=num_features, mask=mask, nan_policy=nan_policy)
+    view = layout.by_channel(x, channel_axis, num_features, mask)
+    into = layout.target(out, view.x)
+    y, found = launch.channel_norm(view.x, view.shape, rule, view.mask, into, omit=nan_policy == "omit")
+    check(found, x, nan_policy, mask)
+    return layout.delivered(y, out), moments_found(found)
 
 
 def _ghosts(x: Tensor, mask: Tensor | None, size: int | None, axis: int) -> Sequence[tuple[Tensor, Tensor | None]]:
@@ -209,25 +253,19 @@ def _ghosts(x: Tensor, mask: Tensor | None, size: int | None, axis: int) -> Sequ
     return list(zip(chunks, torch.split(mask.expand(x.shape[0], *mask.shape[1:]), size), strict=True))
 
 
-def _apply(
-    x: Tensor,
-    offset: Twofold,
-    divisor: Tensor,
-    factor: Tensor,
-    shift: Tensor,
-    channel_axis: int,
-    mask: Tensor | None,
-    low: float | None = None,
-    high: float | None = None,
-) -> Tensor:
-    """(x - offset) / divisor * factor + shift in x's own layout."""
-    channels = offset.hi.numel()
-    view = layout.by_channel(x, channel_axis, channels, mask)
-    hi, lo, divisor, factor, shift = (
-        t.detach().to(x.device, torch.float64).reshape(channels) for t in (*offset, divisor, factor, shift)
-    )
-    y = reference.channel_apply(view.x, Twofold(hi, lo), divisor, factor, shift, mask=view.mask, low=low, high=high)
-    return y.reshape(x.shape)
+def _by(
+    x: Tensor, offset: Tensor, divisor: Tensor, factor: Tensor, shift: Tensor, low: float = -inf, high: float = inf
+) -> Coefficients:
+    """Coefficients of tensors of any one shape, with no low word."""
+    values = torch.stack((offset, torch.zeros_like(offset), divisor, factor, shift)).detach()
+    return Coefficients(values.to(x.device, torch.float64).reshape(5, -1), low, high)
+
+
+def _apply(x: Tensor, by: Coefficients, channel_axis: int, mask: Tensor | None, out: Tensor | None) -> Tensor:
+    """x in its own layout by coefficients of its channels."""
+    view = layout.by_channel(x, channel_axis, by.values.shape[1], mask)
+    y = launch.channel_apply(view.x, view.shape, by, view.mask, layout.target(out, view.x))
+    return layout.delivered(y, out)
 
 
 def _deviation(var: Tensor, eps: float) -> Tensor:
@@ -236,13 +274,15 @@ def _deviation(var: Tensor, eps: float) -> Tensor:
 
 
 def _or_ones(weight: Tensor | None, like: Tensor, name: str) -> Tensor:
-    value = layout.parameter(weight, like.shape, like, name)
-    return torch.ones_like(like, dtype=torch.float64) if value is None else value
+    if weight is None:
+        return torch.ones_like(like, dtype=torch.float64)
+    return layout.per_channel(weight, like.numel(), like, name).reshape(like.shape)
 
 
 def _or_zeros(bias: Tensor | None, like: Tensor, name: str) -> Tensor:
-    value = layout.parameter(bias, like.shape, like, name)
-    return torch.zeros_like(like, dtype=torch.float64) if value is None else value
+    if bias is None:
+        return torch.zeros_like(like, dtype=torch.float64)
+    return layout.per_channel(bias, like.numel(), like, name).reshape(like.shape)
 
 
 def _feature_range(feature_range: tuple[float, float]) -> tuple[float, float]:

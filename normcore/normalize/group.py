@@ -6,7 +6,9 @@ from torch import Tensor
 
 from normcore import layout
 from normcore.errors import ShapeMismatch, TooFewValues
-from normcore.kernels import reference
+from normcore.kernels import launch
+from normcore.kernels.base import COUNT, M2, MEAN
+from normcore.layout import RowView
 
 
 def group_norm(
@@ -17,6 +19,7 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over groups of channels (Wu, He 2018), as torch.nn.GroupNorm.
 
@@ -28,10 +31,10 @@ def group_norm(
     """
     layout.check_eps(eps)
     view = layout.by_group(x, num_groups, mask)
-    per_channel = (*view.x.shape[1:3], 1)
-    weight, bias = (layout.parameter(t, per_channel, x, n) for t, n in ((weight, "weight"), (bias, "bias")))
-    y = reference.row_norm(view.x, view.kept, eps=eps, weight=weight, bias=bias, mask=view.mask)
-    return y.reshape(x.shape)
+    channels = x.shape[1]
+    weight, bias = layout.affine(weight, bias, channels, x)
+    per = (num_groups, channels // num_groups)
+    return _by_row(view, eps, weight, bias, per, out)
 
 
 def instance_norm(
@@ -41,6 +44,7 @@ def instance_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over each channel of each sample, as torch.nn.InstanceNorm.
 
@@ -52,11 +56,17 @@ def instance_norm(
     """
     if x.dim() < 2:
         raise ShapeMismatch("x", f".shape is {list(x.shape)}; expected (N, C, ...)")
-    return group_norm(x, x.shape[1], eps=eps, weight=weight, bias=bias, mask=mask)
+    return group_norm(x, x.shape[1], eps=eps, weight=weight, bias=bias, mask=mask, out=out)
 
 
 def adaptive_instance_norm(
-    x: Tensor, style_mean: Tensor, style_std: Tensor, *, eps: float = 1e-5, mask: Tensor | None = None
+    x: Tensor,
+    style_mean: Tensor,
+    style_std: Tensor,
+    *,
+    eps: float = 1e-5,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * style_std + style_mean, over each channel of each sample (Huang, Belongie 2017).
 
@@ -69,8 +79,9 @@ def adaptive_instance_norm(
     layout.check_eps(eps)
     view = layout.by_group(x, x.shape[1] if x.dim() > 1 else 1, mask)
     weight, bias = _style(style_std, x, "style_std"), _style(style_mean, x, "style_mean")
-    y = reference.row_norm(view.x, view.kept, eps=eps, weight=weight, bias=bias, mask=view.mask)
-    return y.reshape(x.shape)
+    if weight.shape[0] != bias.shape[0]:
+        weight, bias = (one.expand(x.shape[0], -1).contiguous() for one in (weight, bias))
+    return _by_row(view, eps, weight, bias, (weight.numel(), 1), out)
 
 
 def instance_statistics(style: Tensor, *, eps: float = 1e-5, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,19 +96,27 @@ def instance_statistics(style: Tensor, *, eps: float = 1e-5, mask: Tensor | None
     """
     layout.check_eps(eps)
     view = layout.by_group(style, style.shape[1] if style.dim() > 1 else 1, mask)
-    count, mean, var = reference.row_moments(view.x, view.kept, view.mask)
+    each = None if view.mask is None else view.mask[None]
+    values = launch.channel_moments(view.x, (1, *view.shape), each).values
+    count, mean, m2 = (values[row].reshape(style.shape[:2]) for row in (COUNT, MEAN, M2))
     if bool((count == 0).any()):
         raise TooFewValues("style", int((count == 0).nonzero()[0, 1]), 0, "at least one value in each channel")
-    return mean, (var + eps).sqrt()
+    return mean, (m2 / count + eps).sqrt()
+
+
+def _by_row(
+    view: RowView, eps: float, weight: Tensor | None, bias: Tensor | None, per: tuple[int, int], out: Tensor | None
+) -> Tensor:
+    into = layout.target(out, view.x)
+    y = launch.row_norm(view.x, view.shape, eps=eps, weight=weight, bias=bias, per=per, mask=view.mask, out=into)
+    return layout.delivered(y, out)
 
 
 def _style(values: Tensor, x: Tensor, name: str) -> Tensor:
-    """(N or 1, C, 1, 1), to fit (N, G = C, 1, L)."""
+    """float64 (N or 1, C)."""
     channels = x.shape[1]
     samples = values.shape[0] if values.dim() == 2 else 1
     if values.dim() not in (1, 2) or values.shape[-1] != channels or samples not in (1, x.shape[0]):
         expected = f"[{x.shape[0]}, {channels}], [1, {channels}] or [{channels}]"
         raise ShapeMismatch(name, f".shape is {list(values.shape)}; expected {expected}")
-    result = layout.parameter(values, (samples, channels, 1, 1), x, name)
-    assert result is not None
-    return result
+    return layout.per_channel(values, samples * channels, x, name).reshape(samples, channels)

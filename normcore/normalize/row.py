@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from normcore import layout
-from normcore.kernels import reference
+from normcore.kernels import launch
+from normcore.kernels.base import output_dtype
 
 
 def layer_norm(
@@ -19,19 +20,17 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the trailing axes, as torch.nn.LayerNorm.
 
     After Ba, Kiros, Hinton 2016. weight and bias have a value for each element of normalized_shape.
 
     Raises:
-        ShapeMismatch: x does not end in normalized_shape; a parameter or the mask does not fit.
+        ShapeMismatch: x does not end in normalized_shape; a parameter, the mask or out does not fit.
         InvalidParameter: eps is out of range.
     """
-    layout.check_eps(eps)
-    view = layout.by_row(x, normalized_shape, mask)
-    weight, bias = _per_element(weight, view.x, "weight"), _per_element(bias, view.x, "bias")
-    return reference.row_norm(view.x, 1, eps=eps, weight=weight, bias=bias, mask=view.mask).reshape(x.shape)
+    return _by_row(x, normalized_shape, eps, True, weight, bias, mask, out)
 
 
 def rms_norm(
@@ -41,21 +40,34 @@ def rms_norm(
     eps: float | None = None,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """x / sqrt(mean of squares + eps) * weight over the trailing axes (Zhang, Sennrich 2019), as torch.nn.RMSNorm.
 
     eps is the machine epsilon of the output's type if None, as in torch.
 
     Raises:
-        ShapeMismatch: x does not end in normalized_shape; the weight or the mask does not fit.
+        ShapeMismatch: x does not end in normalized_shape; the weight, the mask or out does not fit.
         InvalidParameter: eps is out of range.
     """
-    eps = torch.finfo(reference.output_dtype(x)).eps if eps is None else eps
+    eps = torch.finfo(output_dtype(x)).eps if eps is None else eps
+    return _by_row(x, normalized_shape, eps, False, weight, None, mask, out)
+
+
+def _by_row(
+    x: Tensor,
+    normalized_shape: int | Sequence[int],
+    eps: float,
+    center: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
     layout.check_eps(eps)
     view = layout.by_row(x, normalized_shape, mask)
-    weight = _per_element(weight, view.x, "weight")
-    return reference.row_norm(view.x, 1, eps=eps, center=False, weight=weight, mask=view.mask).reshape(x.shape)
-
-
-def _per_element(value: Tensor | None, rows: Tensor, name: str) -> Tensor | None:
-    return layout.parameter(value, rows.shape[1:], rows, name)
+    length = view.shape[1]
+    weight, bias = layout.affine(weight, bias, length, x)
+    into = None if out is None else layout.target(out, view.x)
+    y = launch.row_norm(view.x, view.shape, eps, center, weight, bias, (1, length), view.mask, into)
+    return y if out is None else layout.delivered(y, out)

@@ -11,7 +11,7 @@ from normcore.errors import NormcoreError, ShapeMismatch
 def test_averaged_axes_go_last_and_come_back(axes: tuple[int, ...]) -> None:
     x = torch.arange(120).reshape(2, 3, 4, 5)
     view = layout.by_axes(x, axes)
-    assert view.x.shape[1] == torch.tensor([x.shape[axis] for axis in axes]).prod()
+    assert view.shape[1] == torch.tensor([x.shape[axis] for axis in axes]).prod()
     assert layout.from_axes(view.x, axes, x).equal(x)
 
 
@@ -38,7 +38,9 @@ def test_contiguous_input_is_viewed_without_a_copy() -> None:
         (lambda x: layout.by_group(x[0, 0], 1), r"expected \(N, C, ...\)"),
         (lambda x: layout.by_axes(x, (1, -2)), "each axis once"),
         (lambda x: layout.by_axes(x, (3,)), "axes is 3"),
-        (lambda x: layout.parameter(x[0], (5,), x, "weight"), "weight has 60 values; expected 5"),
+        (lambda x: layout.affine(x[0], None, 5, x), "weight has 60 values; expected 5"),
+        (lambda x: layout.per_channel(x[0], 5, x, "mean"), "mean has 60 values; expected 5"),
+        (lambda x: layout.target(x[0], x), r"out.shape is \[12, 5\]; expected x's, \[2, 12, 5\]"),
     ],
 )
 def test_what_does_not_fit_is_said(call: object, sentence: str) -> None:

@@ -1,0 +1,183 @@
+"""Operations on the channels of x (A, C, B)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normcore.kernels.base import ChannelMoments, Coefficients, Rule, ToRange, coefficients
+from normcore.kernels.cpu.compiled import apply, moments, norm
+from normcore.kernels.cpu.merging import composed
+from normcore.kernels.cpu.plan import (
+    SMALL,
+    STREAM,
+    Shape3,
+    blocks,
+    fused_tile,
+    grain,
+    numbers,
+    output,
+    parameters,
+    reals,
+    strides,
+    workspace,
+)
+from normcore.kernels.cpu.threads import share
+
+_UNMASKED = (0, 0, 0)
+
+
+def channel_moments(
+    x: Tensor, shape: Shape3, mask: Tensor | None = None, weights: Tensor | None = None, *, omit: bool = False
+) -> ChannelMoments:
+    """The moments of each channel of x (A, C, B)."""
+    before, channels, after = shape
+    if before * channels * after == 0:
+        return _nothing(channels)
+    cut = blocks(before, channels, after)
+    found = torch.empty(cut.of_channel, moments.ROWS, channels, dtype=torch.float64)
+    steps = _UNMASKED if mask is None else strides(mask)
+    plan = numbers(*shape, *cut[:3], *steps, mask is not None, weights is not None, omit)
+    run = moments.block_moments.of(x.dtype)
+    source, target = x.data_ptr(), found.data_ptr()
+    real, weight = 0 if mask is None else mask.data_ptr(), 0 if weights is None else weights.data_ptr()
+    if x.numel() <= SMALL:
+        plain = run(source, plan.address, 0, cut.total, real, weight, workspace.work, target)
+    else:
+        each: list[bool] = []
+
+        def part(first: int, last: int) -> None:
+            each.append(run(source, plan.address, first, last, real, weight, workspace.work, target))
+
+        share(cut.total, grain(cut.rows * cut.span * cut.tile * x.itemsize), part)
+        plain = all(each)
+    if cut.of_channel == 1:
+        return _one(found, plain=plain)
+    values = composed(found, moments.ROWS * channels, None, between=True)
+    if plain:
+        return ChannelMoments(values, None, plain=True)
+    nonfinite = found[:, moments.NONFINITE].sum(0)
+    if not omit:
+        values[1:, nonfinite > 0] = torch.nan
+    return ChannelMoments(values, nonfinite)
+
+
+def channel_apply(
+    x: Tensor, shape: Shape3, by: Coefficients, mask: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """Each channel of x (A, C, B) by its coefficients."""
+    y = output(x) if out is None else out
+    before, channels, after = shape
+    if before * channels * after == 0:
+        return y
+    cut = blocks(before, channels, after)
+    source, target, values = x.data_ptr(), y.data_ptr(), by.values.data_ptr()
+    plan = numbers(*shape, *cut[:3], *_output_plan(x, y, mask))
+    run = apply.block_apply.of(x.dtype)
+    real = 0 if mask is None else mask.data_ptr()
+
+    def part(first: int, last: int) -> None:
+        run(
+            source, target, plan.address, first, last, values, by.low, by.high, real, workspace.table,
+            workspace.scratch,
+        )  # fmt: skip
+
+    share(cut.total, grain(cut.rows * cut.span * cut.tile * x.itemsize), part)
+    return y
+
+
+def channel_norm(
+    x: Tensor,
+    shape: Shape3,
+    rule: Rule,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
+    *,
+    omit: bool = False,
+) -> tuple[Tensor, ChannelMoments]:
+    """Each channel of x (A, C, B) by a rule from its own moments, and those: fused where a core's cache holds it."""
+    y = output(x) if out is None else out
+    before, channels, after = shape
+    if before * channels * after == 0:
+        return y, _nothing(channels)
+    tile = fused_tile(before, channels, after, x.itemsize)
+    if not tile:
+        own = channel_moments(x, shape, mask, omit=omit)
+        return channel_apply(x, shape, coefficients(rule, own.values), mask, y), own
+    cut = blocks(before, channels, after)
+    found = torch.empty(moments.ROWS, channels, dtype=torch.float64)
+    weight, bias, kind = (0, 0, torch.float64) if isinstance(rule, ToRange) else parameters(rule.weight, rule.bias)
+    how = reals(*_rule(rule))
+    plan = numbers(*shape, cut.rows, cut.span, tile, *_output_plan(x, y, mask), omit)
+    run = norm.channel_norm.of(x.dtype, kind)
+    source, target, values = x.data_ptr(), y.data_ptr(), found.data_ptr()
+    real, room = 0 if mask is None else mask.data_ptr(), (cut.of_channel + 1) * moments.ROWS * tile
+    plain: list[bool] = []
+
+    def part(first: int, last: int) -> None:
+        workspace.reserve(room)
+        plain.append(run(
+            source, target, plan.address, first, last, how.address, weight, bias, real,
+            workspace.work, workspace.table, workspace.partial, workspace.scratch, values,
+        ))  # fmt: skip
+
+    share(-(-channels // tile), grain(before * tile * after * x.itemsize), part)
+    return y, _one(found, plain=all(plain))
+
+
+def standardize(
+    x: Tensor,
+    shape: Shape3,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    clip: float,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Each channel of x (A, C, B) by a mean and a population variance, float64 (C,)."""
+    before, channels, after = shape
+    scale, shift, kind = parameters(weight, bias)
+    if mask is None and channels * after <= moments.TILE and x.numel() <= SMALL:
+        y = output(x) if out is None else out
+        norm.standardize.of(x.dtype, kind)(
+            x.data_ptr(), y.data_ptr(), before, channels, after, mean.data_ptr(), var.data_ptr(), eps, scale, shift,
+            clip, workspace.table,
+        )  # fmt: skip
+        return y
+    values = torch.empty(5, channels, dtype=torch.float64)
+    norm.unit_coefficients.of(torch.float64, kind)(
+        mean.data_ptr(), var.data_ptr(), channels, eps, scale, shift, values.data_ptr()
+    )
+    return channel_apply(x, shape, Coefficients(values, -clip, clip), mask, out)
+
+
+def _rule(rule: Rule) -> tuple[float, ...]:
+    """A rule's numbers, as norm.channel_norm reads them."""
+    if isinstance(rule, ToRange):
+        ends = (rule.low, rule.high) if rule.clip else (-torch.inf, torch.inf)
+        return (0.0, 0.0, rule.low, rule.high, *ends)
+    return rule.eps, rule.std_eps, torch.nan, torch.nan, -rule.clip, rule.clip
+
+
+def _output_plan(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[int, ...]:
+    """The mask's steps, whether there is one, whether the output is staged, and whether it is streamed."""
+    streaming = y.numel() * y.itemsize >= STREAM
+    if mask is None:
+        return 0, 0, 0, 0, streaming, streaming
+    return *strides(mask), 1, streaming or y.data_ptr() == x.data_ptr(), streaming
+
+
+def _one(block: Tensor, *, plain: bool) -> ChannelMoments:
+    """A block (8, C), or the only one of (1, 8, C)."""
+    channels = block.shape[-1]
+    values = block.as_strided((7, channels), (channels, 1))
+    return ChannelMoments(values, None if plain else block.reshape(8, channels)[moments.NONFINITE], plain)
+
+
+def _nothing(channels: int) -> ChannelMoments:
+    values = torch.zeros(7, channels, dtype=torch.float64)
+    values[5:] = torch.tensor([[torch.inf], [-torch.inf]])
+    return ChannelMoments(values, None)

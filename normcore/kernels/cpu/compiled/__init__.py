@@ -1,0 +1,1 @@
+"""The loops themselves, compiled: pointers and numbers in, nothing of torch."""

@@ -1,0 +1,195 @@
+"""Channels of x (A, C, B) by their coefficients, block by block.
+
+What float32 holds is computed as (x - offset) * (factor / divisor) + shift in float64 and rounded once; what needs more
+as ((x - offset) - offset_low) / divisor * factor + shift.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from normcore.kernels.cpu.compiled.language import (
+    BYTES,
+    F64,
+    INT,
+    INTS,
+    REAL,
+    X,
+    Y,
+    address,
+    at,
+    copied,
+    get,
+    inlined,
+    is_wide,
+    item_bytes,
+    kernel,
+    load,
+    look,
+    note,
+    plus,
+    store,
+    stream,
+    streamed,
+    times,
+    whole,
+)
+from normcore.kernels.cpu.compiled.moments import LONG_RUN, TILE
+
+# Values that go through the first-level cache on their way past the others.
+AT_ONCE = 2048
+TABLE = 12 * TILE
+
+
+@inlined
+def flush(target: Any, source: Any, length: int) -> None:
+    """Copy a run past the caches."""
+    size = item_bytes(target)
+    line = 64 // size
+    head = min(length, ((64 - address(target) % 64) % 64) // size)
+    for i in range(head):
+        copied(target, source, i)
+    i = head
+    while i + line <= length:
+        stream(at(target, i), at(source, i))
+        i += line
+    while i < length:
+        copied(target, source, i)
+        i += 1
+
+
+@inlined
+def tabulate(table: Any, c: int, offset: float, rest: float, divisor: float, factor: float, shift: float) -> None:
+    """Coefficients of a channel into the second half of a table (2, 6, TILE); the last is factor / divisor."""
+    divisor = 1.0 if divisor == 0.0 else divisor
+    note(table, 6 * TILE + c, offset)
+    note(table, 7 * TILE + c, rest)
+    note(table, 8 * TILE + c, divisor)
+    note(table, 9 * TILE + c, factor)
+    note(table, 10 * TILE + c, shift)
+    note(table, 11 * TILE + c, factor / divisor)
+
+
+@inlined
+def spread(table: Any, channels: int, group: int) -> Any:
+    """The coefficients (6, TILE) of columns, `group` of each channel, in the first half where that is above 1."""
+    if group == 1:
+        return at(table, 6 * TILE)
+    for row in range(0, 6 * TILE, TILE):
+        for c in range(channels):
+            value = look(table, 6 * TILE + row + c)
+            for i in range(c * group, c * group + group):
+                note(table, row + i, value)
+    return table
+
+
+@inlined
+def clipped(value: float, low: float, high: float) -> Any:
+    """The value within low and high; NaN stays."""
+    value = low if value < low else value
+    return high if value > high else value
+
+
+@inlined
+def apply_columns(x: Any, y: Any, columns: int, own: Any, low: float, high: float) -> None:
+    """One row of columns, each by its own coefficients."""
+    if is_wide(x):
+        for i in range(columns):
+            value = ((load(x, i) - look(own, i)) - look(own, TILE + i)) / look(own, 2 * TILE + i)
+            store(y, i, clipped(value * look(own, 3 * TILE + i) + look(own, 4 * TILE + i), low, high))
+    elif low == -math.inf and high == math.inf:
+        for i in range(columns):
+            store(y, i, plus(times(load(x, i) - look(own, i), look(own, 5 * TILE + i)), look(own, 4 * TILE + i)))
+    else:
+        for i in range(columns):
+            value = plus(times(load(x, i) - look(own, i), look(own, 5 * TILE + i)), look(own, 4 * TILE + i))
+            store(y, i, clipped(value, low, high))
+
+
+@inlined
+def apply_run(x: Any, y: Any, length: int, own: Any, low: float, high: float) -> None:
+    """A run of one channel."""
+    offset, rest, divisor = look(own, 0), look(own, TILE), look(own, 2 * TILE)
+    factor, shift, scale = look(own, 3 * TILE), look(own, 4 * TILE), look(own, 5 * TILE)
+    if is_wide(x):
+        for i in range(length):
+            value = ((load(x, i) - offset) - rest) / divisor
+            store(y, i, clipped(value * factor + shift, low, high))
+    else:
+        for i in range(length):
+            store(y, i, clipped(plus(times(load(x, i) - offset, scale), shift), low, high))
+
+
+@inlined
+def apply_block(
+    x: Any, y: Any, rows: int, channels: int, length: int, stride: int, after: int, own: Any,
+    low: float, high: float, mask: Any, mask_row: int, mask_channel: int, mask_one: int, masked: bool,
+    scratch: Any, staged: bool, streaming: bool,
+) -> None:  # fmt: skip
+    """Rows of a block by coefficients from a table; by way of scratch if staged, past the caches if streaming."""
+    for row in range(rows):
+        for c in range(0, channels, channels if after < LONG_RUN else 1):
+            whole = channels * after if after < LONG_RUN else length
+            for start in range(0, whole, AT_ONCE):
+                count = min(AT_ONCE, whole - start)
+                here = row * stride + c * after + start
+                source, target = at(x, here), at(y, here)
+                into = scratch if staged else target
+                if after < LONG_RUN:
+                    apply_columns(source, into, count, at(own, start), low, high)
+                else:
+                    apply_run(source, into, count, at(own, c), low, high)
+                if masked and after < LONG_RUN:  # columns of a tile are never cut
+                    for channel in range(channels):
+                        real = at(mask, row * mask_row + channel * mask_channel)
+                        for place in range(after):
+                            if get(real, place * mask_one) == 0:
+                                store(into, channel * after + place, load(source, channel * after + place))
+                elif masked:
+                    real = at(mask, row * mask_row + c * mask_channel + start * mask_one)
+                    for i in range(count):
+                        if get(real, i * mask_one) == 0:
+                            store(into, i, load(source, i))
+                if streaming:
+                    flush(target, scratch, count)
+                elif staged:
+                    for i in range(count):
+                        copied(target, scratch, i)
+
+
+@kernel(X, Y, INTS, INT, INT, F64, REAL, REAL, BYTES, F64, Y)
+def block_apply(
+    x: Any, y: Any, plan: Any, first: int, last: int, by: Any, low: float, high: float, mask: Any, table: Any,
+    scratch: Any,
+) -> None:  # fmt: skip
+    """Blocks `first` to `last` of x (A, C, B), cut as in `moments.block_moments`, by coefficients (5, C).
+
+    plan is A, C, B; rows of A, values of B, channels in a block; the mask's strides; whether there is one, whether the
+    output goes by way of scratch, and whether from there past the caches.
+    """
+    before, channels, after = whole(plan, 0), whole(plan, 1), whole(plan, 2)
+    rows, span, tile = whole(plan, 3), whole(plan, 4), whole(plan, 5)
+    mask_row, mask_channel, mask_one = whole(plan, 6), whole(plan, 7), whole(plan, 8)
+    masked, staged, streaming = whole(plan, 9) != 0, whole(plan, 10) != 0, whole(plan, 11) != 0
+    tiles, spans = (channels + tile - 1) // tile, (after + span - 1) // span
+    for block in range(first, last):
+        row, place = (block // (tiles * spans)) * rows, (block % spans) * span
+        channel = ((block // spans) % tiles) * tile
+        height, length = min(rows, before - row), min(span, after - place)
+        width = min(tile, channels - channel)
+        here = (row * channels + channel) * after + place
+        own = at(by, channel)
+        for c in range(width):
+            tabulate(
+                table, c, load(own, c), load(own, channels + c), load(own, 2 * channels + c),
+                load(own, 3 * channels + c), load(own, 4 * channels + c),
+            )  # fmt: skip
+        apply_block(
+            at(x, here), at(y, here), height, width, length, channels * after, after,
+            spread(table, width, after if after < LONG_RUN else 1), low, high,
+            at(mask, row * mask_row + channel * mask_channel + place * mask_one), mask_row, mask_channel, mask_one,
+            masked, scratch, staged, streaming,
+        )  # fmt: skip
+    if streaming:
+        streamed()

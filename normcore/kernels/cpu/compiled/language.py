@@ -1,0 +1,321 @@
+"""What the kernels are written in: numba, with pointers, stored types that Python has no word for, and exact rules.
+
+A kernel is a function of pointers and numbers, compiled by LLVM for this processor at its first use (a second), kept on
+disk beside this file or where NUMBA_CACHE_DIR says, and called through ctypes, which gives the GIL away. Nothing is
+compiled with fast-math: sums that may be split into lanes say so one by one (`added`), so that the differences and
+double-doubles beside them stay as they are written.
+
+Memory is of kinds that do not overlap, which spares the compiler its checks: what is given, which `load` reads; the
+output, which `store` writes; a table, for `look` and `note`; what is computed with, for `get` and `put`. A kernel may
+have its output where its input is, as it never reads what it has written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Partly typed, each release otherwise; what is built with them is anything at all to the type checker.
+numba: Any = importlib.import_module("numba")
+extending: Any = importlib.import_module("numba.extending")
+ir: Any = importlib.import_module("llvmlite.ir")
+types = numba.types
+
+
+class Bits16(types.Type):  # type: ignore[name-defined, misc]
+    """A 16-bit float as it lies in memory; computed with as float32."""
+
+
+HALF, BRAIN = Bits16(name="half"), Bits16(name="brain")
+
+
+@extending.register_model(Bits16)
+class _Bits16Model(extending.models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, fe_type: Any) -> None:
+        super().__init__(manager, fe_type, ir.IntType(16))
+
+
+STORED = {
+    torch.float16: HALF,
+    torch.bfloat16: BRAIN,
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.bool: types.uint8,
+    torch.uint8: types.uint8,
+    torch.int8: types.int8,
+    torch.uint16: types.uint16,
+    torch.int16: types.int16,
+    torch.uint32: types.uint32,
+    torch.int32: types.int32,
+    torch.uint64: types.uint64,
+    torch.int64: types.int64,
+}
+# What float32 holds exactly.
+_NARROW = (HALF, BRAIN, types.float32, types.uint8, types.int8, types.uint16, types.int16)
+
+# Types of a kernel's parameters: pointers to the input, the output, parameters, and what is computed with; numbers.
+X, Y, P = (types.Opaque(f"to {name}") for name in ("input", "output", "parameters"))
+F64 = types.CPointer(types.float64)
+BYTES, INTS = types.CPointer(types.uint8), types.CPointer(types.int64)
+INT, REAL, FLAG = types.int64, types.float64, types.boolean
+float64 = types.float64  # within a kernel: as float64, which `float` leaves a float32 from becoming
+_CTYPES: dict[Any, Any] = {INT: ctypes.c_int64, REAL: ctypes.c_double, FLAG: ctypes.c_bool}
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A function that kernels call."""
+    return numba.njit(error_model="numpy")(function)
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """A function that is its own LLVM instructions: given types, its signature and what generates them."""
+    return extending.intrinsic(function)
+
+
+class Kernel:
+    """A compiled function, one for each combination of types of input, output and parameters that is asked for."""
+
+    def __init__(self, function: Callable[..., Any], parameters: tuple[Any, ...], returns: Any) -> None:
+        # What is kept on disk is found again by its name: of a change anywhere in this package, by another one.
+        function.__qualname__ += f"-{_EDITION}"
+        self._function = function
+        self._parameters = parameters
+        self._returns = returns
+        self._compiled: dict[tuple[torch.dtype, torch.dtype], Callable[..., Any]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, x: torch.dtype, parameters: torch.dtype = torch.float64) -> Callable[..., Any]:
+        """The function for an input of one type and parameters of another; its pointers are addresses."""
+        found = self._compiled.get((x, parameters))
+        if found is None:
+            with self._lock:
+                found = self._compiled.get((x, parameters)) or self._compile(x, parameters)
+                self._compiled[x, parameters] = found
+        return found
+
+    def _compile(self, x: torch.dtype, parameters: torch.dtype) -> Callable[..., Any]:
+        out = x if x.is_floating_point else torch.float32
+        stored = {X: STORED[x], Y: STORED[out], P: STORED[parameters]}
+        pointers = {one: types.CPointer(stored[one]) for one in stored}
+        signature = self._returns(*(pointers.get(one, one) for one in self._parameters))
+        try:
+            compiled = numba.cfunc(signature, error_model="numpy", cache=True)(self._function)
+        except RuntimeError:  # nowhere to keep it
+            compiled = numba.cfunc(signature, error_model="numpy")(self._function)
+        _KEPT.append(compiled)
+        arguments = (_CTYPES.get(one, ctypes.c_void_p) for one in self._parameters)
+        return ctypes.CFUNCTYPE(_CTYPES.get(self._returns), *arguments)(compiled.address)
+
+
+def kernel(*parameters: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Kernel]:
+    """A function of parameters of these types, as a kernel."""
+    return lambda function: Kernel(function, parameters, returns)
+
+
+_KEPT: list[Any] = []
+_SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+_EDITION = hashlib.sha256(_SOURCES).hexdigest()[:12]
+
+_FLOAT, _DOUBLE, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+
+
+def _address(builder: Any, pointer: Any, index: Any) -> Any:
+    return builder.gep(pointer, [index], inbounds=True)
+
+
+def _apart(builder: Any, instruction: Any, kind: str) -> Any:
+    """Mark a load or store as one of one kind of memory, which overlaps no other."""
+    module = builder.module
+    domain = module.add_metadata(["normstats"])
+    scopes = {name: module.add_metadata([f"normstats {name}", domain]) for name in ("in", "out", "table", "work")}
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes.pop(kind)]))
+    instruction.set_metadata("noalias", module.add_metadata(list(scopes.values())))
+    return instruction
+
+
+def _reader(kind: str) -> Any:
+    @intrinsic
+    def read(_typing: Any, pointer: Any, _index: Any) -> Any:
+        stored = pointer.dtype
+        value = types.float32 if stored in _NARROW else types.float64
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            bits = _apart(builder, builder.load(_address(builder, *arguments)), kind)
+            if stored == HALF:
+                return builder.fpext(builder.bitcast(bits, ir.HalfType()), _FLOAT)
+            if stored == BRAIN:
+                return builder.bitcast(builder.shl(builder.zext(bits, _I32), _I32(16)), _FLOAT)
+            return context.cast(builder, bits, stored, value)
+
+        return value(pointer, types.int64), generate
+
+    return read
+
+
+def _writer(kind: str) -> Any:
+    @intrinsic
+    def write(_typing: Any, pointer: Any, _index: Any, value: Any) -> Any:
+        stored = pointer.dtype
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            address, number = _address(builder, *arguments[:2]), arguments[2]
+            if stored in (HALF, BRAIN):
+                number = _rounded16(builder, context.cast(builder, number, value, types.float32), stored)
+            else:
+                number = context.cast(builder, number, value, stored)
+            _apart(builder, builder.store(number, address), kind)
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, value), generate
+
+    return write
+
+
+def _rounded16(builder: Any, value: Any, stored: Any) -> Any:
+    """The bits of a float32, rounded to the nearest, ties to even."""
+    if stored == HALF:
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
+    bits = builder.bitcast(value, _I32)
+    even = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+    rounded = builder.add(builder.add(bits, _I32(0x7FFF)), even)
+    quiet = builder.or_(bits, _I32(0x400000))
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    return builder.trunc(builder.lshr(kept, _I32(16)), ir.IntType(16))
+
+
+load, look, get = _reader("in"), _reader("table"), _reader("work")
+store, note, put = _writer("out"), _writer("table"), _writer("work")
+
+
+@intrinsic
+def whole(_typing: Any, pointer: Any, _index: Any) -> Any:
+    """A whole number of a plan."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _apart(builder, builder.load(_address(builder, *arguments)), "in")
+
+    return types.int64(pointer, types.int64), generate
+
+
+@intrinsic
+def at(_typing: Any, pointer: Any, _index: Any) -> Any:
+    """The pointer, so many elements further."""
+    return pointer(pointer, types.int64), lambda _c, builder, _s, arguments: _address(builder, *arguments)
+
+
+@intrinsic
+def is_wide(_typing: Any, pointer: Any) -> Any:
+    """Whether what is stored needs more than float32; known when compiled."""
+    wide = pointer.dtype not in _NARROW
+    return types.boolean(pointer), lambda _c, _b, _s, _a: ir.Constant(ir.IntType(1), int(wide))
+
+
+@intrinsic
+def fetch(_typing: Any, pointer: Any, _index: Any) -> Any:
+    """Have memory on its way to the second-level cache."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        target = ir.IntType(8).as_pointer()
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(ir.VoidType(), [target, _I32, _I32, _I32]), name
+        )
+        builder.call(function, [builder.bitcast(_address(builder, *arguments), target), _I32(0), _I32(2), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), generate
+
+
+def _float64(operation: str, flags: tuple[str, ...]) -> Any:
+    @intrinsic
+    def apply(_typing: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            numbers = (
+                context.cast(builder, value, kind, types.float64) for value, kind in zip(arguments, (a, b), strict=True)
+            )
+            return getattr(builder, operation)(*numbers, flags=flags)
+
+        return types.float64(a, b), generate
+
+    return apply
+
+
+# a + b as part of a sum whose order is the compiler's to choose; a + b and a * b that may become one operation.
+added = _float64("fadd", ("reassoc", "nsz", "contract"))
+plus = _float64("fadd", ("contract",))
+times = _float64("fmul", ("contract",))
+
+
+def _extreme(comparison: str) -> Any:
+    @intrinsic
+    def extreme(_typing: Any, a: Any, b: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            first, second = arguments
+            flags = ("nnan", "nsz")
+            chosen = builder.fcmp_ordered(comparison, first, second, flags=flags)
+            return builder.select(chosen, first, second, flags=flags)
+
+        return a(a, b), generate
+
+    return extreme
+
+
+# Of numbers that are no NaN: whoever uses these looks for NaN otherwise.
+smaller, larger = _extreme("<"), _extreme(">")
+
+
+@intrinsic
+def stream(_typing: Any, target: Any, source: Any) -> Any:
+    """Copy 64 bytes to an address that 64 divides, past the caches."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        line = ir.VectorType(ir.IntType(32), 16).as_pointer()
+        value = builder.load(builder.bitcast(arguments[1], line), align=1)
+        written = builder.store(value, builder.bitcast(arguments[0], line), align=64)
+        written.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(target, source), generate
+
+
+@intrinsic
+def copied(_typing: Any, target: Any, source: Any, _index: Any) -> Any:
+    """Copy one stored value, bit for bit, between places that may be of any kind of memory."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        into, out_of, index = arguments
+        builder.store(builder.load(_address(builder, out_of, index)), _address(builder, into, index))
+        return context.get_dummy_value()
+
+    return types.void(target, source, types.int64), generate
+
+
+@intrinsic
+def item_bytes(_typing: Any, pointer: Any) -> Any:
+    """The size of what is stored; known when compiled."""
+    size = 2 if isinstance(pointer.dtype, Bits16) else pointer.dtype.bitwidth // 8
+    return types.int64(pointer), lambda _c, _b, _s, _a: ir.Constant(_I64, size)
+
+
+@intrinsic
+def address(_typing: Any, pointer: Any) -> Any:
+    """The address of a pointer."""
+    return types.int64(pointer), lambda _c, builder, _s, arguments: builder.ptrtoint(arguments[0], _I64)
+
+
+@intrinsic
+def streamed(_typing: Any) -> Any:
+    """What was streamed is visible to others from here on."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate

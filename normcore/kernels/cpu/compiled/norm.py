@@ -1,0 +1,160 @@
+"""Channels by their own moments, fused: as many channels at once as the second-level cache holds are read from memory
+once, summed, merged, and written.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from normcore.kernels.base import COUNT, M2, MAX, MEAN, MEAN_LOW, MIN
+from normcore.kernels.cpu.compiled.apply import apply_block, apply_columns, spread, tabulate
+from normcore.kernels.cpu.compiled.language import (
+    BYTES,
+    F64,
+    FLAG,
+    INT,
+    INTS,
+    REAL,
+    P,
+    X,
+    Y,
+    address,
+    at,
+    float64,
+    get,
+    inlined,
+    kernel,
+    load,
+    look,
+    note,
+    put,
+    store,
+    streamed,
+    whole,
+)
+from normcore.kernels.cpu.compiled.merge import compose_features
+from normcore.kernels.cpu.compiled.moments import LONG_RUN, NONFINITE, ROWS, TILE, one_block
+
+
+@kernel(F64, F64, INT, REAL, P, P, F64)
+def unit_coefficients(mean: Any, var: Any, channels: int, eps: float, weight: Any, bias: Any, by: Any) -> None:
+    """Coefficients (5, C) of statistics that are known; no weight or bias where its address is 0."""
+    weighted, biased = address(weight) != 0, address(bias) != 0
+    for c in range(channels):
+        store(by, c, load(mean, c))
+        store(by, channels + c, 0.0)
+        store(by, 2 * channels + c, math.sqrt(load(var, c) + eps))
+        store(by, 3 * channels + c, float64(load(weight, c)) if weighted else 1.0)
+        store(by, 4 * channels + c, float64(load(bias, c)) if biased else 0.0)
+
+
+@kernel(X, Y, INT, INT, INT, F64, F64, REAL, P, P, REAL, F64)
+def standardize(
+    x: Any, y: Any, before: int, channels: int, after: int, mean: Any, var: Any, eps: float, weight: Any, bias: Any,
+    clip: float, table: Any,
+) -> None:  # fmt: skip
+    """x (A, C, B), whose C * B fit a tile, by statistics that are known."""
+    affine(channels, weight, bias, table)
+    for c in range(channels):
+        std = math.sqrt(load(var, c) + eps)
+        tabulate(table, c, load(mean, c), 0.0, std, look(table, c), look(table, TILE + c))
+    own = spread(table, channels, after)
+    for row in range(before):
+        here = row * channels * after
+        apply_columns(at(x, here), at(y, here), channels * after, own, -clip, clip)
+
+
+@inlined
+def affine(channels: int, weight: Any, bias: Any, table: Any) -> None:
+    """Weight and bias of channels as float64, 1 and 0 where an address is 0, into the first half of a table."""
+    if address(weight) != 0:
+        for c in range(channels):
+            note(table, c, load(weight, c))
+    else:
+        for c in range(channels):
+            note(table, c, 1.0)
+    if address(bias) != 0:
+        for c in range(channels):
+            note(table, TILE + c, load(bias, c))
+    else:
+        for c in range(channels):
+            note(table, TILE + c, 0.0)
+
+
+@kernel(X, Y, INTS, INT, INT, F64, P, P, BYTES, F64, F64, F64, Y, F64, returns=FLAG)
+def channel_norm(
+    x: Any, y: Any, plan: Any, first: int, last: int, rule: Any, weight: Any, bias: Any, mask: Any,
+    work: Any, table: Any, partial: Any, scratch: Any, out: Any,
+) -> bool:  # fmt: skip
+    """Tiles `first` to `last` of channels of x (A, C, B), and their moments into out (8, C); whether all are plain.
+
+    plan is as for `apply.block_apply`, with whether to leave out what is not finite at its end. rule is eps, std_eps,
+    low, high, lowest, highest: onto [low, high] where low is not NaN, else to unit variance; then kept within lowest
+    and highest. partial is (K + 1, 8, tile).
+    """
+    before, channels, after = whole(plan, 0), whole(plan, 1), whole(plan, 2)
+    rows, span, tile = whole(plan, 3), whole(plan, 4), whole(plan, 5)
+    mask_row, mask_channel, mask_one = whole(plan, 6), whole(plan, 7), whole(plan, 8)
+    masked, staged, streaming = whole(plan, 9) != 0, whole(plan, 10) != 0, whole(plan, 11) != 0
+    omit = whole(plan, 12) != 0
+    eps, std_eps, low, high = load(rule, 0), load(rule, 1), load(rule, 2), load(rule, 3)
+    spans = (after + span - 1) // span
+    blocks = ((before + rows - 1) // rows) * spans
+    stride = channels * after
+    plain = True
+    for number in range(first, last):
+        channel = number * tile
+        width = min(tile, channels - channel)
+        here = channel * after
+        real = at(mask, channel * mask_channel)
+        known = True
+        for block in range(blocks):
+            row, place = (block // spans) * rows, (block % spans) * span
+            known &= one_block(
+                at(x, row * stride + here + place), min(rows, before - row), stride, width, after,
+                min(span, after - place), at(real, row * mask_row + place * mask_one), mask_row, mask_channel, mask_one,
+                partial, masked, False, omit, work, at(partial, block * ROWS * width), width,
+            )  # fmt: skip
+        own = partial
+        if blocks > 1:
+            own = at(partial, blocks * ROWS * width)
+            compose_features(partial, blocks, ROWS * width, width, 0, width, partial, False, True, work, own)
+            for c in range(width):
+                bad = 0.0
+                for block in range(blocks):
+                    bad += get(partial, (block * ROWS + NONFINITE) * width + c)
+                put(own, NONFINITE * width + c, bad)
+        if not known and not omit:
+            for c in range(width):
+                if get(own, NONFINITE * width + c) > 0.0:
+                    for i in range(MEAN, NONFINITE):
+                        put(own, i * width + c, math.nan)
+        plain &= known
+        for i in range(ROWS):
+            for c in range(width):
+                store(out, i * channels + channel + c, get(own, i * width + c))
+        if low == low:
+            for c in range(width):
+                smallest, largest = get(own, MIN * width + c), get(own, MAX * width + c)
+                tabulate(table, c, smallest, 0.0, largest - smallest, high - low, low)
+        else:
+            affine(
+                width, at(weight, channel) if address(weight) != 0 else weight,
+                at(bias, channel) if address(bias) != 0 else bias, table,
+            )  # fmt: skip
+            for c in range(width):
+                count = get(own, COUNT * width + c)
+                var = get(own, M2 * width + c) / (count if count > 0.0 else 1.0)
+                tabulate(
+                    table, c, get(own, MEAN * width + c), get(own, MEAN_LOW * width + c),
+                    math.sqrt(var + eps) + std_eps, look(table, c), look(table, TILE + c),
+                )  # fmt: skip
+        apply_block(
+            at(x, here), at(y, here), before, width, after, stride, after,
+            spread(table, width, after if after < LONG_RUN else 1), load(rule, 4), load(rule, 5), real, mask_row,
+            mask_channel, mask_one, masked, scratch, staged, streaming,
+        )  # fmt: skip
+    if streaming:
+        streamed()
+    return plain

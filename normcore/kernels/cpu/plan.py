@@ -1,0 +1,134 @@
+"""How work is cut, and what kernels compute in."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normcore.kernels.base import output_dtype
+from normcore.kernels.cpu.compiled import apply, merge, moments, rows
+
+Shape3 = tuple[int, int, int]
+Shape2 = tuple[int, int]
+
+# Bytes of a part that one thread takes at a time, and of what stays in one core's cache. From STREAM bytes on, output
+# goes past the caches: writing a line then costs no reading of it. Smaller outputs are left in the caches for whoever
+# reads them next.
+PART, CACHE, STREAM = 1 << 20, 1 << 19, 1 << 24
+# Elements up to which a call is not worth sharing out.
+SMALL = 1 << 17
+
+_WORK, _SCRATCH = max(moments.WORK, merge.WORK, rows.WORK), apply.AT_ONCE
+
+
+class Workspace(threading.local):
+    """Memory that kernels compute in, each thread its own, kept: addresses of its parts."""
+
+    def __init__(self) -> None:
+        self._kept = torch.empty(0, dtype=torch.float64)
+        self.work = self.table = self.scratch = self.partial = 0
+        self.reserve(0)
+
+    def reserve(self, partial: int) -> None:
+        """Have room for so many float64 in `partial`."""
+        size = _WORK + apply.TABLE + _SCRATCH + partial
+        if self._kept.numel() < size:
+            self._kept = torch.empty(size, dtype=torch.float64)
+            self.work = self._kept.data_ptr()
+            self.table = self.work + 8 * _WORK
+            self.scratch = self.table + 8 * apply.TABLE
+            self.partial = self.scratch + 8 * _SCRATCH
+
+
+workspace = Workspace()
+
+
+class Blocks(NamedTuple):
+    """How x (A, C, B) is cut: rows of A, values of B, channels in a block; blocks of a channel; blocks in all."""
+
+    rows: int
+    span: int
+    tile: int
+    of_channel: int
+    total: int
+
+
+@lru_cache(maxsize=4096)
+def blocks(before: int, channels: int, after: int) -> Blocks:
+    """Blocks that `moments` sums up one by one: of some 4,096 values of each channel."""
+    if after < moments.LONG_RUN:
+        height, span = max(moments.AT_ONCE, moments.BLOCK // after), after
+        tile = max(1, moments.TILE // after)
+    elif after <= moments.BLOCK:
+        height, span = moments.BLOCK // after, after
+        tile = max(1, min(moments.TILE, (PART >> 2) // (height * span)))
+    else:
+        height, span, tile = 1, moments.BLOCK, 1
+    height, tile = min(height, before), min(tile, channels)
+    of_channel = -(-before // height) * -(-after // span)
+    return Blocks(height, span, tile, of_channel, of_channel * -(-channels // tile))
+
+
+@lru_cache(maxsize=4096)
+def fused_tile(before: int, channels: int, after: int, itemsize: int) -> int:
+    """How many channels a core's cache holds; 0 where that is less than some lines of each row."""
+    tile = min(channels, moments.TILE // after if after < moments.LONG_RUN else moments.TILE)
+    tile = min(tile, CACHE // (before * after * itemsize))
+    return tile if tile == channels or tile * after * itemsize >= 256 else 0
+
+
+def grain(size_bytes: int) -> int:
+    """How many things of a size are a part."""
+    return max(1, PART // size_bytes)
+
+
+class Numbers:
+    """Whole numbers where a kernel reads them; kept, as calls of one shape need the same ones."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        self._array = (ctypes.c_int64 * len(numbers))(*numbers)
+        self.address = ctypes.addressof(self._array)
+
+
+@lru_cache(maxsize=4096)
+def numbers(*values: int) -> Numbers:
+    """Whole numbers at an address, which is good while they are held."""
+    return Numbers(values)
+
+
+class Reals:
+    """Float64 numbers where a kernel reads them; kept likewise."""
+
+    def __init__(self, values: tuple[float, ...]) -> None:
+        self._array = (ctypes.c_double * len(values))(*values)
+        self.address = ctypes.addressof(self._array)
+
+
+@lru_cache(maxsize=256)
+def reals(*values: float) -> Reals:
+    """Float64 numbers at an address, which is good while they are held."""
+    return Reals(values)
+
+
+def strides(mask: Tensor) -> tuple[int, ...]:
+    """A mask's steps along each axis, 0 where it is the same all along."""
+    return tuple(0 if size == 1 else step for size, step in zip(mask.shape, mask.stride(), strict=True))
+
+
+def parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, torch.dtype]:
+    """Addresses of dense parameters of one type, 0 for none, and the type."""
+    if weight is None:
+        return (0, 0, torch.float64) if bias is None else (0, bias.data_ptr(), bias.dtype)
+    return weight.data_ptr(), 0 if bias is None else bias.data_ptr(), weight.dtype
+
+
+def output(x: Tensor) -> Tensor:
+    """A tensor like x, of the output's type."""
+    if x.dtype.is_floating_point and not x.requires_grad:
+        return torch.empty_like(x)
+    return torch.empty_like(x, dtype=output_dtype(x), requires_grad=False)

@@ -1,0 +1,133 @@
+"""Operations on the rows of x (R, K), and on rows of an arena."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normcore.kernels.base import M2, MEAN, MEAN_LOW
+from normcore.kernels.cpu.channels import channel_moments
+from normcore.kernels.cpu.compiled import rows
+from normcore.kernels.cpu.plan import SMALL, STREAM, Shape2, grain, numbers, output, parameters, strides, workspace
+from normcore.kernels.cpu.threads import share
+
+# Rows from this length on are cut into parts of it, where there are too few to go round.
+WIDE = 1 << 16
+
+
+def row_norm(
+    x: Tensor,
+    shape: Shape2,
+    eps: float,
+    center: bool = True,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    per: Shape2 = (1, 1),
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias along each row of x (R, K), weight and bias being `per`, (P, S)."""
+    y = output(x) if out is None else out
+    count, length = shape
+    if count * length == 0:
+        return y
+    scale, shift, kind = parameters(weight, bias)
+    if mask is None and length <= rows.SHORT and (per == (1, length) or scale == shift == 0):
+        if count * length > SMALL:
+            return _plain_rows(x, y, count, length, eps, center, scale, shift, kind)
+        rows.plain_rows.of(x.dtype, kind)(
+            x.data_ptr(), y.data_ptr(), count, length, eps, center, scale, shift, workspace.work
+        )
+        return y
+    steps = (0, 0) if mask is None else strides(mask)
+    source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
+    streaming = count * length * y.itemsize >= STREAM
+    staged = streaming or (mask is not None and source == target)
+    plan = numbers(length, *per, *steps, mask is not None, center, staged, streaming)
+    # A row of a mask that is the same all along is real or padding; the statistics of padding are then not used.
+    if length >= WIDE and count < 2 * torch.get_num_threads() and center and steps[1] == 0:
+        values = channel_moments(x, (1, count, length)).values
+        var = values[M2] / length
+        means, rests, vars = values[MEAN].data_ptr(), values[MEAN_LOW].data_ptr(), var.data_ptr()
+        apply = rows.row_apply.of(x.dtype, kind)
+
+        def parts(first: int, last: int) -> None:
+            apply(
+                source, target, plan.address, WIDE, first, last, means, rests, vars, eps, scale, shift, real,
+                workspace.scratch,
+            )  # fmt: skip
+
+        share(count * -(-length // WIDE), 4, parts)
+        return y
+    run = rows.row_norm.of(x.dtype, kind)
+
+    def some(first: int, last: int) -> None:
+        run(source, target, plan.address, first, last, eps, scale, shift, real, workspace.scratch)
+
+    share(count, grain(length * x.itemsize), some)
+    return y
+
+
+def _plain_rows(
+    x: Tensor, y: Tensor, count: int, length: int, eps: float, center: bool, scale: int, shift: int, kind: torch.dtype
+) -> Tensor:
+    source, target = x.data_ptr(), y.data_ptr()
+    step, jump = length * x.itemsize, length * y.itemsize
+    streaming = count * jump >= STREAM
+    run = (rows.streamed_rows if streaming else rows.plain_rows).of(x.dtype, kind)
+
+    def part(first: int, last: int) -> None:
+        room = (workspace.work, workspace.scratch) if streaming else (workspace.work,)
+        run(source + first * step, target + first * jump, last - first, length, eps, center, scale, shift, *room)
+
+    share(count, grain(step), part)
+    return y
+
+
+def row_norm_ragged(
+    x: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    *,
+    eps: float,
+    center: bool = True,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`row_norm` of rows of different lengths in one arena x (E,)."""
+    y = output(x) if out is None else out
+    if y.data_ptr() != x.data_ptr():
+        y.copy_(x)
+    scale, shift, kind = parameters(weight, bias)
+    run = rows.row_norm_ragged.of(x.dtype, kind)
+    source, target, begin, size = x.data_ptr(), y.data_ptr(), starts.data_ptr(), lengths.data_ptr()
+
+    def part(first: int, last: int) -> None:
+        run(source, target, first, last, begin, size, eps, center, scale, shift)
+
+    count = starts.shape[0]
+    share(count, grain(max(1, x.nbytes // max(1, count))), part)
+    return y
+
+
+def power_norm(
+    x: Tensor, shape: Shape2, p: float, eps: float, mask: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """x / max(norm, eps) along each row of x (R, K); the p-norm is scaled by the largest magnitude."""
+    y = output(x) if out is None else out
+    count, length = shape
+    if count * length == 0:
+        return y
+    steps = (0, 0) if mask is None else strides(mask)
+    source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
+    streaming = count * length * y.itemsize >= STREAM
+    staged = streaming or (mask is not None and source == target)
+    plan = numbers(length, *steps, mask is not None, staged, streaming)
+    run = rows.power_norm.of(x.dtype)
+
+    def part(first: int, last: int) -> None:
+        run(source, target, plan.address, first, last, p, eps, real, workspace.scratch)
+
+    share(count, grain(length * x.itemsize), part)
+    return y
