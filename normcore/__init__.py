@@ -15,10 +15,20 @@ from normcore.errors import (
     ShapeMismatch,
     TooFewValues,
 )
+from normcore.kernels.base import ToRange, ToUnit
 from normcore.moments import Moments, NanPolicy, merge, merge_all, moments_of, pool, scale, variance, violations
 from normcore.normalize.across import local_response_norm, lp_norm, mean_variance_norm
-from normcore.normalize.channel import batch_norm, batch_renorm, min_max, standardize, unmin_max, unstandardize
+from normcore.normalize.channel import (
+    batch_norm,
+    batch_renorm,
+    by_own_statistics,
+    min_max,
+    standardize,
+    unmin_max,
+    unstandardize,
+)
 from normcore.normalize.group import adaptive_instance_norm, group_norm, instance_norm, instance_statistics
+from normcore.normalize.ragged import ragged_row_norm
 from normcore.normalize.row import layer_norm, rms_norm
 from normcore.running import Arrival, BatchAverage, BatchEma, Cumulative, Estimate, Running, RunningPolicy, TimeEma
 from normcore.stack import MomentsStack
@@ -42,10 +52,13 @@ __all__ = [
     "RunningPolicy",
     "ShapeMismatch",
     "TimeEma",
+    "ToRange",
+    "ToUnit",
     "TooFewValues",
     "adaptive_instance_norm",
     "batch_norm",
     "batch_renorm",
+    "by_own_statistics",
     "drift",
     "errors",
     "group_norm",
@@ -64,6 +77,7 @@ __all__ = [
     "normalize",
     "padding",
     "pool",
+    "ragged_row_norm",
     "rms_norm",
     "running",
     "scale",

@@ -233,6 +233,9 @@ def _by_own(
 ) -> tuple[Tensor, Moments]:
     view = layout.by_channel(x, channel_axis, num_features, mask)
     into = layout.target(out, view.x)
+    if nan_policy != "propagate" and into is not None and into.data_ptr() == view.x.data_ptr():
+        # What is refused must be left as it was: look before writing.
+        check(launch.channel_moments(view.x, view.shape, view.mask, omit=nan_policy == "omit"), x, nan_policy, mask)
     y, found = launch.channel_norm(view.x, view.shape, rule, view.mask, into, omit=nan_policy == "omit")
     check(found, x, nan_policy, mask)
     return layout.delivered(y, out), moments_found(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -24,6 +24,17 @@ from normstats.wire.dtypes import BY_NAME
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 NO_TIME = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A normalized tensor as it is sent, and the batch's own moments where they were taken."""
+
+    output: tensor_pb2.Tensor
+    data: bytes
+    batches: Sequence[Moments] = ()
+
+
 # Squared, and times 2^53 rows, such values still stay below float64's largest.
 MAX_MAGNITUDE = 1e140
 MAX_COUNT = 2.0**53

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from normcore.errors import NormcoreError
 from normserver.errors import ResourceExhausted, from_engine
@@ -63,6 +65,24 @@ class Compute:
             return work()
         finally:
             self._metrics.compute_seconds.observe(time.perf_counter() - started)
+
+
+class Kept(threading.local):
+    """Memory that each thread keeps for its outputs."""
+
+    # Most outputs are chunks of a megabyte; what is larger than this is not kept.
+    LARGEST_BYTES = 1 << 26
+
+    def __init__(self) -> None:
+        self._kept = torch.empty(0, dtype=torch.uint8)
+
+    def memory(self, size_bytes: int) -> Tensor:
+        """So many bytes, uint8, good until the next call on this thread."""
+        if size_bytes > self.LARGEST_BYTES:
+            return torch.empty(size_bytes, dtype=torch.uint8)
+        if self._kept.shape[0] < size_bytes:
+            self._kept = torch.empty(size_bytes, dtype=torch.uint8)
+        return self._kept[:size_bytes]
 
 
 def pick_device(name: str) -> torch.device:

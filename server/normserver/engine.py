@@ -5,9 +5,10 @@ Pure, and called on compute threads: nothing here knows of names, requests or th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 import normcore
 from normcore import layout, padding
 from normcore.errors import InvalidParameter
+from normcore.kernels.base import output_dtype
 from normcore.moments import Moments, moments_of, variance
 from normcore.running import Estimate
 from normstats import specs
@@ -69,8 +71,14 @@ class Normalized:
     batches: Sequence[Moments] = ()
 
 
-def normalize(plan: Plan, batch: Batch, device: torch.device) -> Normalized:
-    """Normalize a batch.
+def output_of(batch: Batch, memory: Callable[[int], Tensor]) -> Tensor:
+    """A tensor for a batch's output in memory of so many bytes, uint8."""
+    dtype = output_dtype(batch.x)
+    return memory(batch.x.numel() * dtype.itemsize).view(dtype).reshape(batch.x.shape)
+
+
+def normalize(plan: Plan, batch: Batch, device: torch.device, out: Tensor | None = None) -> Normalized:
+    """Normalize a batch, into `out` if it is given.
 
     Raises:
         NormcoreError: shape, padding or values do not fit the spec.
@@ -80,16 +88,16 @@ def normalize(plan: Plan, batch: Batch, device: torch.device) -> Normalized:
     match plan.spec:
         case specs.BatchNorm() | specs.Standardize() | specs.MinMax() if plan.mode is Mode.EVAL:
             assert plan.estimate is not None, "EVAL has running statistics, or was refused"
-            return Normalized(_by_running(plan.spec, plan.estimate, x, mask, plan.inverse))
+            return Normalized(_by_running(plan.spec, plan.estimate, x, mask, out, plan.inverse))
         case specs.BatchNorm() if plan.moments is None:
-            return _batch_norm(plan, plan.spec, x, mask)
+            return _batch_norm(plan, plan.spec, x, mask, out)
         case specs.BatchNorm() | specs.Standardize() | specs.MinMax():
-            return _by_own(plan, plan.spec, x, mask)
+            return _by_own(plan, plan.spec, x, mask, out)
         case specs.AdaptiveInstanceNorm(eps=eps):
             assert plan.style is not None, "the service asks for a style"
             mean, std = (part.to(device) for part in plan.style)
-            return Normalized(normcore.adaptive_instance_norm(x, mean, std, eps=eps, mask=mask))
-    return Normalized(_by_sample(plan.spec, x, mask))
+            return Normalized(normcore.adaptive_instance_norm(x, mean, std, eps=eps, mask=mask, out=out))
+    return Normalized(_by_sample(plan.spec, x, mask, out))
 
 
 def moments(spec: specs.RunningSpec, batch: Batch, device: torch.device) -> list[Moments]:
@@ -140,27 +148,37 @@ def _mask(spec: specs.Spec, batch: Batch, device: torch.device) -> Tensor | None
     return None if mask is None else mask.to(device)
 
 
-def _by_running(spec: specs.RunningSpec, estimate: Estimate, x: Tensor, mask: Tensor | None, inverse: bool) -> Tensor:
+def _by_running(
+    spec: specs.RunningSpec, estimate: Estimate, x: Tensor, mask: Tensor | None, out: Tensor | None, inverse: bool
+) -> Tensor:
     """By running statistics, or back."""
     if isinstance(spec, specs.MinMax):
-        return _min_max(spec, estimate.min, estimate.max, x, mask, inverse)
-    return _standardize(spec, estimate.mean, estimate.var, x, mask, inverse)
+        return _min_max(spec, estimate.min, estimate.max, x, mask, out, inverse)
+    return _standardize(spec, estimate.mean, estimate.var, x, mask, out, inverse)
 
 
-def _by_moments(spec: specs.RunningSpec, of_batch: Moments, x: Tensor, mask: Tensor | None) -> Tensor:
+def _by_moments(
+    spec: specs.RunningSpec, of_batch: Moments, x: Tensor, mask: Tensor | None, out: Tensor | None
+) -> Tensor:
     """By a batch's own moments."""
     if isinstance(spec, specs.MinMax):
-        return _min_max(spec, of_batch.min, of_batch.max, x, mask)
-    return _standardize(spec, of_batch.mean, variance(of_batch), x, mask)
+        return _min_max(spec, of_batch.min, of_batch.max, x, mask, out)
+    return _standardize(spec, of_batch.mean, variance(of_batch), x, mask, out)
 
 
 def _min_max(
-    spec: specs.MinMax, low: Tensor, high: Tensor, x: Tensor, mask: Tensor | None, inverse: bool = False
+    spec: specs.MinMax,
+    low: Tensor,
+    high: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    out: Tensor | None,
+    inverse: bool = False,
 ) -> Tensor:
-    axis, ends = spec.channel_axis, spec.feature_range
+    common: dict[str, Any] = {"channel_axis": spec.channel_axis, "mask": mask, "out": out}
     if inverse:
-        return normcore.unmin_max(x, low, high, feature_range=ends, channel_axis=axis, mask=mask)
-    return normcore.min_max(x, low, high, feature_range=ends, clip=spec.clip, channel_axis=axis, mask=mask)
+        return normcore.unmin_max(x, low, high, feature_range=spec.feature_range, **common)
+    return normcore.min_max(x, low, high, feature_range=spec.feature_range, clip=spec.clip, **common)
 
 
 def _standardize(
@@ -169,10 +187,11 @@ def _standardize(
     var: Tensor,
     x: Tensor,
     mask: Tensor | None,
+    out: Tensor | None,
     inverse: bool = False,
 ) -> Tensor:
     weight, bias = (_parameter(getattr(spec, name, None)) for name in ("weight", "bias"))
-    common: dict[str, Any] = {"eps": spec.eps, "weight": weight, "bias": bias, "mask": mask}
+    common: dict[str, Any] = {"eps": spec.eps, "weight": weight, "bias": bias, "mask": mask, "out": out}
     common["channel_axis"] = spec.channel_axis
     if inverse:
         return normcore.unstandardize(x, mean, var, **common)
@@ -180,10 +199,10 @@ def _standardize(
     return normcore.standardize(x, mean, var, clip=clip, **common)
 
 
-def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | None) -> Normalized:
+def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Normalized:
     """By the batch's own statistics; in TRAIN mode with the moments, which must then be fit to be contributed."""
     common: dict[str, Any] = {"eps": spec.eps, "weight": _parameter(spec.weight), "bias": _parameter(spec.bias)}
-    common |= {"channel_axis": spec.channel_axis, "mask": mask, "nan_policy": _nan_policy(plan)}
+    common |= {"channel_axis": spec.channel_axis, "mask": mask, "nan_policy": _nan_policy(plan), "out": out}
     if spec.renorm is not None and plan.estimate is not None:
         r_max, d_max = spec.renorm
         running = plan.estimate
@@ -196,12 +215,28 @@ def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | Non
     return Normalized(y, [own.to(_CPU) for own in batches])
 
 
-def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None) -> Normalized:
+def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Normalized:
     """By the moments that came with the plan, or are taken now."""
     if plan.moments is not None:
-        return Normalized(_by_moments(spec, plan.moments, x, mask))
-    own = moments_of(x, spec.channel_axis, num_features=spec.num_features, mask=mask, nan_policy=_nan_policy(plan))
-    return Normalized(_by_moments(spec, own, x, mask), (own.to(_CPU),))
+        return Normalized(_by_moments(spec, plan.moments, x, mask, out))
+    y, own = normcore.by_own_statistics(
+        x,
+        _rule(spec),
+        channel_axis=spec.channel_axis,
+        num_features=spec.num_features,
+        mask=mask,
+        nan_policy=_nan_policy(plan),
+        out=out,
+    )
+    return Normalized(y, (own.to(_CPU),))
+
+
+def _rule(spec: specs.RunningSpec) -> normcore.ToUnit | normcore.ToRange:
+    """What a spec makes of a batch's own statistics."""
+    if isinstance(spec, specs.MinMax):
+        return normcore.ToRange(*spec.feature_range, clip=spec.clip)
+    assert isinstance(spec, specs.Standardize), "batch norm has a way of its own"
+    return normcore.ToUnit(spec.eps, clip=inf if spec.clip is None else spec.clip)
 
 
 def _check_ghosts(samples: int, size: int | None) -> None:
@@ -218,28 +253,29 @@ def _nan_policy(plan: Plan) -> normcore.NanPolicy:
     return "propagate" if plan.mode is Mode.BATCH and plan.spec.nan_policy == "reject" else plan.spec.nan_policy
 
 
-def _by_sample(spec: specs.Spec, x: Tensor, mask: Tensor | None) -> Tensor:
+def _by_sample(spec: specs.Spec, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
     """By statistics of each sample alone, or of none."""
+    common: dict[str, Any] = {"mask": mask, "out": out}
     match spec:
         case specs.LayerNorm():
             weight, bias = _parameter(spec.weight), _parameter(spec.bias)
-            return normcore.layer_norm(x, spec.normalized_shape, eps=spec.eps, weight=weight, bias=bias, mask=mask)
+            return normcore.layer_norm(x, spec.normalized_shape, eps=spec.eps, weight=weight, bias=bias, **common)
         case specs.RMSNorm():
-            return normcore.rms_norm(x, spec.normalized_shape, eps=spec.eps, weight=_parameter(spec.weight), mask=mask)
+            return normcore.rms_norm(x, spec.normalized_shape, eps=spec.eps, weight=_parameter(spec.weight), **common)
         case specs.GroupNorm():
             layout.check_features(x, spec.num_channels, 1)
             weight, bias = _parameter(spec.weight), _parameter(spec.bias)
-            return normcore.group_norm(x, spec.num_groups, eps=spec.eps, weight=weight, bias=bias, mask=mask)
+            return normcore.group_norm(x, spec.num_groups, eps=spec.eps, weight=weight, bias=bias, **common)
         case specs.InstanceNorm():
             layout.check_features(x, spec.num_features, 1)
             weight, bias = _parameter(spec.weight), _parameter(spec.bias)
-            return normcore.instance_norm(x, eps=spec.eps, weight=weight, bias=bias, mask=mask)
+            return normcore.instance_norm(x, eps=spec.eps, weight=weight, bias=bias, **common)
         case specs.MeanVarianceNorm():
-            return normcore.mean_variance_norm(x, spec.axes, eps=spec.eps, mask=mask)
+            return normcore.mean_variance_norm(x, spec.axes, eps=spec.eps, **common)
         case specs.LpNorm():
-            return normcore.lp_norm(x, spec.p, spec.axis, eps=spec.eps, mask=mask)
+            return normcore.lp_norm(x, spec.p, spec.axis, eps=spec.eps, **common)
         case specs.LocalResponseNorm():
-            return normcore.local_response_norm(x, spec.size, alpha=spec.alpha, beta=spec.beta, k=spec.k, mask=mask)
+            return normcore.local_response_norm(x, spec.size, alpha=spec.alpha, beta=spec.beta, k=spec.k, **common)
     raise AssertionError(f"{type(spec).__name__} has statistics of its own")
 
 

@@ -10,8 +10,9 @@ from normcore.errors import NormcoreError, NothingSeen
 from normcore.running import Estimate, Running
 from normcore.stack import MomentsStack
 from normserver import codec, engine
-from normserver.compute import Compute
-from normserver.engine import Batch, Mode, Normalized, Plan
+from normserver.codec import Encoded
+from normserver.compute import Compute, Kept
+from normserver.engine import Batch, Mode, Plan
 from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
 from normserver.normalizers import Normalizers
 from normserver.published import Published
@@ -35,6 +36,7 @@ class Normalizing:
         self._published = published
         self._normalizers = normalizers
         self._compute = compute
+        self._kept = Kept()
 
     async def resolve(self, wanted: Wanted, *, style: Tensor | None = None) -> Resolved:
         """Find the spec and the statistics that are wanted.
@@ -61,9 +63,15 @@ class Normalizing:
         )
         return Resolved(plan, version)
 
-    async def run(self, plan: Plan, batch: Batch, *, prefix: str = "") -> Normalized:
+    async def run(self, plan: Plan, batch: Batch, *, prefix: str = "") -> Encoded:
         """Normalize a batch on the device."""
-        return await self._compute.run(lambda: engine.normalize(plan, batch, self._compute.device), prefix=prefix)
+        return await self._compute.run(lambda: self._normalize(plan, batch), prefix=prefix)
+
+    def _normalize(self, plan: Plan, batch: Batch) -> Encoded:
+        """Into memory that this thread keeps, as new pages cost more than the arithmetic; and out of it as bytes."""
+        out = engine.output_of(batch, self._kept.memory) if self._compute.device.type == "cpu" else None
+        found = engine.normalize(plan, batch, self._compute.device, out)
+        return Encoded(codec.describe_tensor(found.y), codec.tensor_bytes(found.y), found.batches)
 
     async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> MomentsStack:
         """The moments of a raw batch."""

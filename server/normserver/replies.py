@@ -8,8 +8,9 @@ from itertools import islice
 from normcore.drift import Drift
 from normcore.errors import NormcoreError
 from normserver import codec
+from normserver.codec import Encoded
 from normserver.contributions import Contributed
-from normserver.engine import Mode, Normalized
+from normserver.engine import Mode
 from normserver.records import Record, SnapshotRecord, policy_of, rows
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
@@ -85,23 +86,23 @@ def watched(record: Record) -> bytes:
     return pb.WatchRunningStatsResponse(stats=stats(record)).SerializeToString()
 
 
-def normalized(result: Normalized, mode: Mode, version: int) -> pb.NormalizeResponse:
+def normalized(result: Encoded, mode: Mode, version: int) -> pb.NormalizeResponse:
     """A normalized tensor."""
     return pb.NormalizeResponse(
-        output=codec.describe_tensor(result.y),
+        output=result.output,
         mode=MODES[mode],
         version=version,
-        data=codec.tensor_bytes(result.y),
+        data=result.data,
     )
 
 
-def normalized_chunk(result: Normalized, mode: Mode, version: int) -> pb.NormalizeStreamResponse:
+def normalized_chunk(result: Encoded, mode: Mode, version: int) -> pb.NormalizeStreamResponse:
     """A normalized chunk."""
     return pb.NormalizeStreamResponse(
-        output=codec.describe_tensor(result.y),
+        output=result.output,
         mode=MODES[mode],
         version=version,
-        data=codec.tensor_bytes(result.y),
+        data=result.data,
     )
 
 

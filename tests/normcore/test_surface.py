@@ -35,6 +35,7 @@ def test_the_public_surface_is_this() -> None:
             "Drift",
         ),
         *("standardize", "unstandardize", "min_max", "unmin_max", "batch_norm", "batch_renorm"),
+        *("by_own_statistics", "ToUnit", "ToRange", "ragged_row_norm"),
         *("layer_norm", "rms_norm", "group_norm", "instance_norm", "adaptive_instance_norm", "instance_statistics"),
         *("mean_variance_norm", "lp_norm", "local_response_norm"),
         *("NormcoreError", "InvalidParameter", "NoInverse", "NonFinite", "NothingSeen", "ShapeMismatch"),
