@@ -50,6 +50,11 @@ def by_channel(
         ShapeMismatch: x has no such axis, or of another size; mask or weights do not fit x.
         InvalidParameter: a weight is negative or not finite.
     """
+    if mask is None and weights is None and x.is_contiguous():  # mostly
+        sizes = x.shape
+        axis = channel_axis if channel_axis >= 0 else channel_axis + len(sizes)
+        if 0 <= axis < len(sizes) > 1 and (num_features is None or sizes[axis] == num_features):
+            return ChannelView(x, (prod(sizes[:axis]), sizes[axis], prod(sizes[axis + 1 :])), None, None)
     check_mask(mask, x)
     axis = check_features(x, num_features, channel_axis)
     kept = () if x.dim() == 1 and num_features == 1 else (axis,)
@@ -162,6 +167,10 @@ def affine(weight: Tensor | None, bias: Tensor | None, count: int, x: Tensor) ->
     Raises:
         ShapeMismatch: one has another number of values.
     """
+    if weight is None and bias is None:
+        return None, None
+    if weight is not None and _is_dense(weight, count, x) and (bias is None or _is_dense(bias, count, x)):
+        return weight, bias
     kind = torch.float32
     if (weight is not None and weight.dtype is not kind) or (bias is not None and bias.dtype is not kind):
         kind = torch.float64
@@ -202,6 +211,14 @@ def per_channel(value: Tensor, channels: int, x: Tensor, name: str) -> Tensor:
     Raises:
         ShapeMismatch: it has another number of values.
     """
+    if (
+        value.dtype is torch.float64
+        and value.shape == (channels,)
+        and value.is_contiguous()
+        and value.is_cpu
+        and x.is_cpu
+    ):
+        return value.detach() if value.requires_grad else value
     found = _sized(value, channels, torch.float64, x, name)
     return found if found.dim() == 1 else found.reshape(channels)
 
@@ -247,9 +264,6 @@ def _order(x: Tensor, axes: Sequence[int]) -> list[int]:
 
 def _channels(x: Tensor, axis: int, channels: tuple[int, ...], mask: Tensor | None) -> ChannelView:
     """Dense (A, C, B), the channel axes beginning at `axis`; channels last where they lie so."""
-    if mask is None and len(channels) == 1 and x.is_contiguous():
-        given = x.shape
-        return ChannelView(x, (prod(given[:axis]), given[axis], prod(given[axis + 1 :])), None, None)
     last = False
     if not x.is_contiguous():
         last = len(channels) == 1 and x.movedim(axis, -1).is_contiguous()
@@ -285,6 +299,18 @@ def _fold(mask: Tensor, sizes: torch.Size, groups: Sequence[tuple[int, ...]]) ->
                 full[axis] = sizes[axis]
         shape.append(1 if same else prod(sizes[axis] for axis in group))
     return mask.expand(full).permute([axis for group in groups for axis in group]).reshape(shape)
+
+
+def _is_dense(value: Tensor, count: int, x: Tensor) -> bool:
+    """Whether a parameter needs nothing done: mostly."""
+    return (
+        value.dtype is torch.float32
+        and value.numel() == count
+        and value.is_contiguous()
+        and value.is_cpu
+        and x.is_cpu
+        and not value.requires_grad
+    )
 
 
 def _sized(value: Tensor, count: int, dtype: torch.dtype, x: Tensor, name: str) -> Tensor:

@@ -152,12 +152,13 @@ def batch_norm(
         InvalidParameter: eps or virtual_batch_size is out of range.
     """
     layout.check_eps(eps)
-    channels = x.shape[layout.check_features(x, num_features, channel_axis)] if x.dim() > 1 else num_features or 1
+    axis = layout.check_features(x, num_features, channel_axis)
+    channels = x.shape[axis] if x.dim() > 1 else num_features or 1
     rule = ToUnit(eps, 0.0, *layout.affine(weight, bias, channels, x))
-    ghosts = _ghosts(x, mask, virtual_batch_size, layout.check_features(x, num_features, channel_axis))
-    if len(ghosts) == 1:
+    if virtual_batch_size is None:
         y, moments = _by_own(x, rule, channel_axis, num_features, mask, nan_policy, out)
         return y, [moments]
+    ghosts = _ghosts(x, mask, virtual_batch_size, axis)
     y = torch.empty_like(x, dtype=output_dtype(x), requires_grad=False) if out is None else out
     found, start = [], 0
     for part, real in ghosts:
@@ -241,11 +242,9 @@ def _by_own(
     return layout.delivered(y, out), moments_found(found)
 
 
-def _ghosts(x: Tensor, mask: Tensor | None, size: int | None, axis: int) -> Sequence[tuple[Tensor, Tensor | None]]:
-    """Chunks of consecutive samples, each with its part of the mask; x itself if size is None."""
+def _ghosts(x: Tensor, mask: Tensor | None, size: int, axis: int) -> Sequence[tuple[Tensor, Tensor | None]]:
+    """Chunks of consecutive samples, each with its part of the mask."""
     layout.check_mask(mask, x)
-    if size is None:
-        return [(x, mask)]
     if size < 1:
         raise InvalidParameter("virtual_batch_size", f"is {size}; expected at least 1")
     if axis == 0 and x.dim() > 1:

@@ -30,7 +30,13 @@ def layer_norm(
         ShapeMismatch: x does not end in normalized_shape; a parameter, the mask or out does not fit.
         InvalidParameter: eps is out of range.
     """
-    return _by_row(x, normalized_shape, eps, True, weight, bias, mask, out)
+    layout.check_eps(eps)
+    view = layout.by_row(x, normalized_shape, mask)
+    length = view.shape[1]
+    weight, bias = layout.affine(weight, bias, length, x)
+    into = None if out is None else layout.target(out, view.x)
+    y = launch.row_norm(view.x, view.shape, eps, True, weight, bias, (1, length), view.mask, into)
+    return y if out is None else layout.delivered(y, out)
 
 
 def rms_norm(
@@ -51,23 +57,10 @@ def rms_norm(
         InvalidParameter: eps is out of range.
     """
     eps = torch.finfo(output_dtype(x)).eps if eps is None else eps
-    return _by_row(x, normalized_shape, eps, False, weight, None, mask, out)
-
-
-def _by_row(
-    x: Tensor,
-    normalized_shape: int | Sequence[int],
-    eps: float,
-    center: bool,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    out: Tensor | None,
-) -> Tensor:
     layout.check_eps(eps)
     view = layout.by_row(x, normalized_shape, mask)
     length = view.shape[1]
-    weight, bias = layout.affine(weight, bias, length, x)
+    weight, _ = layout.affine(weight, None, length, x)
     into = None if out is None else layout.target(out, view.x)
-    y = launch.row_norm(view.x, view.shape, eps, center, weight, bias, (1, length), view.mask, into)
+    y = launch.row_norm(view.x, view.shape, eps, False, weight, None, (1, length), view.mask, into)
     return y if out is None else layout.delivered(y, out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from normcore.kernels.cpu.merging import composed
 from normcore.kernels.cpu.plan import (
     SMALL,
     STREAM,
+    Numbers,
+    Reals,
     Shape3,
     blocks,
     fused_tile,
@@ -100,28 +104,36 @@ def channel_norm(
     before, channels, after = shape
     if before * channels * after == 0:
         return y, _nothing(channels)
-    tile = fused_tile(before, channels, after, x.itemsize)
+    steps = None if mask is None else strides(mask)
+    tile, room, plan = _fused(
+        shape, x.itemsize, y.itemsize, steps, mask is not None and x.data_ptr() == y.data_ptr(), omit
+    )
     if not tile:
         own = channel_moments(x, shape, mask, omit=omit)
         return channel_apply(x, shape, coefficients(rule, own.values), mask, y), own
-    cut = blocks(before, channels, after)
     found = torch.empty(moments.ROWS, channels, dtype=torch.float64)
-    weight, bias, kind = (0, 0, torch.float64) if isinstance(rule, ToRange) else parameters(rule.weight, rule.bias)
-    how = reals(*_rule(rule))
-    plan = numbers(*shape, cut.rows, cut.span, tile, *_output_plan(x, y, mask), omit)
+    if isinstance(rule, ToRange):
+        how = reals(0.0, 0.0, rule.low, rule.high, *((rule.low, rule.high) if rule.clip else (-torch.inf, torch.inf)))
+        weight, bias, kind = 0, 0, torch.float64
+    else:
+        how = _unit(rule.eps, rule.std_eps, rule.clip)
+        weight, bias, kind = parameters(rule.weight, rule.bias)
     run = norm.channel_norm.of(x.dtype, kind)
     source, target, values = x.data_ptr(), y.data_ptr(), found.data_ptr()
-    real, room = 0 if mask is None else mask.data_ptr(), (cut.of_channel + 1) * moments.ROWS * tile
-    plain: list[bool] = []
+    real = 0 if mask is None else mask.data_ptr()
 
-    def part(first: int, last: int) -> None:
+    def part(first: int, last: int) -> bool:
         workspace.reserve(room)
-        plain.append(run(
+        return run(  # type: ignore[no-any-return]
             source, target, plan.address, first, last, how.address, weight, bias, real,
             workspace.work, workspace.table, workspace.partial, workspace.scratch, values,
-        ))  # fmt: skip
+        )  # fmt: skip
 
-    share(-(-channels // tile), grain(before * tile * after * x.itemsize), part)
+    tiles = -(-channels // tile)
+    if x.numel() <= SMALL:
+        return y, _one(found, plain=part(0, tiles))
+    plain: list[bool] = []
+    share(tiles, grain(before * tile * after * x.itemsize), lambda *some: plain.append(part(*some)))
     return y, _one(found, plain=all(plain))
 
 
@@ -154,12 +166,23 @@ def standardize(
     return channel_apply(x, shape, Coefficients(values, -clip, clip), mask, out)
 
 
-def _rule(rule: Rule) -> tuple[float, ...]:
-    """A rule's numbers, as norm.channel_norm reads them."""
-    if isinstance(rule, ToRange):
-        ends = (rule.low, rule.high) if rule.clip else (-torch.inf, torch.inf)
-        return (0.0, 0.0, rule.low, rule.high, *ends)
-    return rule.eps, rule.std_eps, torch.nan, torch.nan, -rule.clip, rule.clip
+@lru_cache(maxsize=4096)
+def _fused(
+    shape: Shape3, itemsize: int, out_itemsize: int, mask: tuple[int, ...] | None, staged: bool, omit: bool
+) -> tuple[int, int, Numbers]:
+    """How many channels a tile has, 0 where it is better not to fuse; float64 it needs room for; the kernel's plan."""
+    tile = fused_tile(*shape, itemsize)
+    cut = blocks(*shape)
+    streaming = shape[0] * shape[1] * shape[2] * out_itemsize >= STREAM
+    steps = (0, 0, 0, 0) if mask is None else (*mask, 1)
+    plan = numbers(*shape, cut.rows, cut.span, tile, *steps, streaming or staged, streaming, omit)
+    return tile, (cut.of_channel + 1) * moments.ROWS * tile, plan
+
+
+@lru_cache(maxsize=256)
+def _unit(eps: float, std_eps: float, clip: float) -> Reals:
+    """`ToUnit` as norm.channel_norm reads it."""
+    return reals(eps, std_eps, torch.nan, torch.nan, -clip, clip)
 
 
 def _output_plan(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ class Blocks(NamedTuple):
 def blocks(before: int, channels: int, after: int) -> Blocks:
     """Blocks that `moments` sums up one by one: of some 4,096 values of each channel."""
     if after < moments.LONG_RUN:
-        height, span = max(moments.AT_ONCE, moments.BLOCK // after), after
+        height, span = moments.BLOCK if after == 1 else max(moments.AT_ONCE, 4 * moments.BLOCK // after), after
         tile = max(1, moments.TILE // after)
     elif after <= moments.BLOCK:
         height, span = moments.BLOCK // after, after

@@ -27,17 +27,16 @@ def row_norm(
     out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias along each row of x (R, K), weight and bias being `per`, (P, S)."""
-    y = output(x) if out is None else out
     count, length = shape
+    scale, shift, kind = parameters(weight, bias)
+    y = output(x) if out is None else out
     if count * length == 0:
         return y
-    scale, shift, kind = parameters(weight, bias)
     if mask is None and length <= rows.SHORT and (per == (1, length) or scale == shift == 0):
         if count * length > SMALL:
             return _plain_rows(x, y, count, length, eps, center, scale, shift, kind)
-        rows.plain_rows.of(x.dtype, kind)(
-            x.data_ptr(), y.data_ptr(), count, length, eps, center, scale, shift, workspace.work
-        )
+        run = rows.plain_rows.of(x.dtype, kind)
+        run(x.data_ptr(), y.data_ptr(), count, length, eps, center, scale, shift, workspace.work)
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()

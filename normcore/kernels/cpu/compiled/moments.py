@@ -162,19 +162,17 @@ def fold_columns(work: Any, channels: int, group: int) -> None:
         return
     for c in range(channels):
         i = c * group
-        total, low, high = get(work, TILE + i), get(work, 3 * TILE + i), get(work, 4 * TILE + i)
-        squares, rest = get(work, 2 * TILE + i), get(work, 5 * TILE + i)
-        for j in range(i + 1, i + group):
-            total += get(work, TILE + j)
-            squares, more = two_sum(squares, get(work, 2 * TILE + j))
-            rest += more + get(work, 5 * TILE + j)
+        total, squares, low, high = 0.0, 0.0, get(work, 3 * TILE + i), get(work, 4 * TILE + i)
+        for j in range(i, i + group):
+            total = added(total, get(work, TILE + j))
+            squares = added(squares, get(work, 2 * TILE + j) + get(work, 5 * TILE + j))
             low, high = smaller(get(work, 3 * TILE + j), low), larger(get(work, 4 * TILE + j), high)
         put(work, c, get(work, i))
         put(work, TILE + c, total)
         put(work, 2 * TILE + c, squares)
         put(work, 3 * TILE + c, low)
         put(work, 4 * TILE + c, high)
-        put(work, 5 * TILE + c, rest)
+        put(work, 5 * TILE + c, 0.0)
 
 
 @inlined

@@ -144,8 +144,9 @@ def channel_norm(
                 at(bias, channel) if address(bias) != 0 else bias, table,
             )  # fmt: skip
             for c in range(width):
-                count = get(own, COUNT * width + c)
-                var = get(own, M2 * width + c) / (count if count > 0.0 else 1.0)
+                var = get(own, M2 * width + c) / (
+                    get(own, COUNT * width + c) if get(own, COUNT * width + c) > 0.0 else 1.0
+                )
                 tabulate(
                     table, c, get(own, MEAN * width + c), get(own, MEAN_LOW * width + c),
                     math.sqrt(var + eps) + std_eps, look(table, c), look(table, TILE + c),

@@ -1,7 +1,8 @@
 """Normalization of each row of x (R, K): a row is read into the first-level cache once, summed, and written.
 
-Sums are float64 about the row's first value, as in `moments`; what needs more than float32 is summed a second time
-about its mean. Elements take their weight and bias from (P, S): element (r, k) that of [r % P, k // (K / S)].
+Sums are float64, about the row's first value where its mean is far from 0; what needs more than float32 is summed a
+second time about its mean. Elements take their weight and bias from (P, S): element (r, k) that of
+[r % P, k // (K / S)].
 """
 
 from __future__ import annotations
@@ -38,19 +39,31 @@ from normcore.kernels.cpu.compiled.language import (
     times,
     whole,
 )
+from normcore.kernels.cpu.compiled.moments import well_shifted
 
 
 @inlined
 def deviations(x: Any, length: int, center: bool) -> Any:
     """Mean, what rounding left out of it, and population variance of a row; about 0 if not centred."""
-    shift = float64(load(x, 0)) if center else 0.0
     total, squares = 0.0, 0.0
+    if not is_wide(x) or not center:
+        for i in range(length):
+            value = float64(load(x, i))
+            total = added(total, value)
+            squares = added(squares, times(value, value))
+        if not center:
+            return 0.0, 0.0, squares / length
+        # As they are: squares of float32 are exact. Enough where the mean is within four deviations of 0; constants are
+        # never, and go on.
+        part = total / length
+        m2 = squares - total * part
+        if well_shifted(total * part, m2):
+            return part, 0.0, m2 / length
+    shift, total, squares = float64(load(x, 0)), 0.0, 0.0
     for i in range(length):
         deviation = load(x, i) - shift
         total = added(total, deviation)
         squares = added(squares, times(deviation, deviation))
-    if not center:
-        return 0.0, 0.0, squares / length
     part = total / length
     mean = shift + part
     if not is_wide(x):
@@ -121,6 +134,9 @@ def scaled(
         if is_wide(x):
             for i in range(first, last):
                 store(y, i, ((load(x, i) - mean) - rest) / divisor * scale + shift)
+        elif not weighted and not biased:
+            for i in range(first, last):
+                store(y, i, times(load(x, i) - mean, inverse))
         else:
             factor = inverse * scale
             for i in range(first, last):
