@@ -60,8 +60,8 @@ def lp_norm(
     if not p > 0:
         raise InvalidParameter("p", f"is {p!r}; expected a number above 0, or infinity")
     view = layout.by_axes(x, (axis,), mask)
-    into = layout.target(out, x) if view.x is x else None
-    y = launch.power_norm(view.x, view.shape, p, eps, view.mask, into)
+    into = layout.target(out, x)
+    y = launch.power_norm(view.x, view.shape, p, eps, view.mask, into if view.x is x else None)
     return layout.delivered(layout.from_axes(y, (axis,), x), out)
 
 

@@ -79,6 +79,9 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return extending.intrinsic(function)
 
 
+KERNELS: list[Kernel] = []
+
+
 class Kernel:
     """A compiled function, one for each combination of types of input, output and parameters that is asked for."""
 
@@ -90,6 +93,18 @@ class Kernel:
         self._returns = returns
         self._compiled: dict[tuple[torch.dtype, torch.dtype], Callable[..., Any]] = {}
         self._lock = threading.Lock()
+        KERNELS.append(self)
+
+    @property
+    def name(self) -> str:
+        """The function's."""
+        return self._function.__name__
+
+    def variants(self) -> list[tuple[torch.dtype, torch.dtype]]:
+        """All that it can be compiled for: see `of`."""
+        inputs = list(STORED) if X in self._parameters else [torch.float64]
+        parameters = [torch.float32, torch.float64] if P in self._parameters else [torch.float64]
+        return [(x, p) for x in inputs for p in parameters]
 
     def of(self, x: torch.dtype, parameters: torch.dtype = torch.float64) -> Callable[..., Any]:
         """The function for an input of one type and parameters of another; its pointers are addresses."""

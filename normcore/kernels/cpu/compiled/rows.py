@@ -108,7 +108,15 @@ def scaled(
 ) -> None:  # fmt: skip
     """Part of a row from `start`, whose elements take a weight and a bias each, or `run` of them one."""
     inverse = 1.0 / divisor
-    if run == 1 and (weighted or biased):
+    if not weighted and not biased:
+        if is_wide(x):
+            for i in range(length):
+                store(y, i, ((load(x, i) - mean) - rest) / divisor)
+        else:
+            for i in range(length):
+                store(y, i, times(load(x, i) - mean, inverse))
+        return
+    if run == 1:
         if is_wide(x):
             for i in range(length):
                 value = ((load(x, i) - mean) - rest) / divisor
@@ -134,9 +142,6 @@ def scaled(
         if is_wide(x):
             for i in range(first, last):
                 store(y, i, ((load(x, i) - mean) - rest) / divisor * scale + shift)
-        elif not weighted and not biased:
-            for i in range(first, last):
-                store(y, i, times(load(x, i) - mean, inverse))
         else:
             factor = inverse * scale
             for i in range(first, last):
