@@ -120,11 +120,9 @@ def row_norm_ragged(
     """`row_norm` of rows of different lengths in one arena x (E,): row r is x[starts[r] : starts[r] + lengths[r]].
 
     starts and lengths are int64 (R,), rows do not overlap; weight and bias are float64 (K,), K at least the greatest
-    length, and begin anew with each row. What is in no row is copied.
+    length, and begin anew with each row. What is in no row is not written.
     """
     y = _output(x, out)
-    if y.data_ptr() != x.data_ptr():
-        y.copy_(x)
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         if length == 0:
             continue

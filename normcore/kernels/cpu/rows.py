@@ -96,8 +96,6 @@ def row_norm_ragged(
 ) -> Tensor:
     """`row_norm` of rows of different lengths in one arena x (E,)."""
     y = output(x) if out is None else out
-    if y.data_ptr() != x.data_ptr():
-        y.copy_(x)
     scale, shift, kind = parameters(weight, bias)
     run = rows.row_norm_ragged.of(x.dtype, kind)
     source, target, begin, size = x.data_ptr(), y.data_ptr(), starts.data_ptr(), lengths.data_ptr()
