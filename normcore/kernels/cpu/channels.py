@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normcore.kernels.base import ChannelMoments, Coefficients, Rule, ToRange, coefficients
-from normcore.kernels.cpu.compiled import apply, moments, norm
+from normcore.kernels.cpu.compiled import apply, moments, norm, sums
 from normcore.kernels.cpu.merging import composed
 from normcore.kernels.cpu.plan import (
     SMALL,
@@ -39,7 +39,7 @@ def channel_moments(
     if before * channels * after == 0:
         return _nothing(channels)
     cut = blocks(before, channels, after)
-    found = torch.empty(cut.of_channel, moments.ROWS, channels, dtype=torch.float64)
+    found = torch.empty(cut.of_channel, sums.ROWS, channels, dtype=torch.float64)
     steps = _UNMASKED if mask is None else strides(mask)
     plan = numbers(*shape, *cut[:3], *steps, mask is not None, weights is not None, omit)
     run = moments.block_moments.of(x.dtype)
@@ -57,10 +57,10 @@ def channel_moments(
         plain = all(each)
     if cut.of_channel == 1:
         return _one(found, plain=plain)
-    values = composed(found, moments.ROWS * channels, None, between=True)
+    values = composed(found, sums.ROWS * channels, None, between=True)
     if plain:
         return ChannelMoments(values, None, plain=True)
-    nonfinite = found[:, moments.NONFINITE].sum(0)
+    nonfinite = found[:, sums.NONFINITE].sum(0)
     if not omit:
         values[1:, nonfinite > 0] = torch.nan
     return ChannelMoments(values, nonfinite)
@@ -111,7 +111,7 @@ def channel_norm(
     if not tile:
         own = channel_moments(x, shape, mask, omit=omit)
         return channel_apply(x, shape, coefficients(rule, own.values), mask, y), own
-    found = torch.empty(moments.ROWS, channels, dtype=torch.float64)
+    found = torch.empty(sums.ROWS, channels, dtype=torch.float64)
     if isinstance(rule, ToRange):
         how = reals(0.0, 0.0, rule.low, rule.high, *((rule.low, rule.high) if rule.clip else (-torch.inf, torch.inf)))
         weight, bias, kind = 0, 0, torch.float64
@@ -152,7 +152,7 @@ def standardize(
     """Each channel of x (A, C, B) by a mean and a population variance, float64 (C,)."""
     before, channels, after = shape
     scale, shift, kind = parameters(weight, bias)
-    if mask is None and channels * after <= moments.TILE and x.numel() <= SMALL:
+    if mask is None and channels * after <= sums.TILE and x.numel() <= SMALL:
         y = output(x) if out is None else out
         norm.standardize.of(x.dtype, kind)(
             x.data_ptr(), y.data_ptr(), before, channels, after, mean.data_ptr(), var.data_ptr(), eps, scale, shift,
@@ -176,7 +176,7 @@ def _fused(
     streaming = shape[0] * shape[1] * shape[2] * out_itemsize >= STREAM
     steps = (0, 0, 0, 0) if mask is None else (*mask, 1)
     plan = numbers(*shape, cut.rows, cut.span, tile, *steps, streaming or staged, streaming, omit)
-    return tile, (cut.of_channel + 1) * moments.ROWS * tile, plan
+    return tile, (cut.of_channel + 1) * sums.ROWS * tile, plan
 
 
 @lru_cache(maxsize=256)
@@ -197,7 +197,7 @@ def _one(block: Tensor, *, plain: bool) -> ChannelMoments:
     """A block (8, C), or the only one of (1, 8, C)."""
     channels = block.shape[-1]
     values = block.as_strided((7, channels), (channels, 1))
-    return ChannelMoments(values, None if plain else block.reshape(8, channels)[moments.NONFINITE], plain)
+    return ChannelMoments(values, None if plain else block.reshape(8, channels)[sums.NONFINITE], plain)
 
 
 def _nothing(channels: int) -> ChannelMoments:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normcore.kernels.base import output_dtype
-from normcore.kernels.cpu.compiled import apply, merge, moments, rows
+from normcore.kernels.cpu.compiled import apply, merge, rows, sums
 
 Shape3 = tuple[int, int, int]
 Shape2 = tuple[int, int]
@@ -23,7 +23,7 @@ PART, CACHE, STREAM = 1 << 20, 1 << 19, 1 << 24
 # Elements up to which a call is not worth sharing out.
 SMALL = 1 << 17
 
-_WORK, _SCRATCH = max(moments.WORK, merge.WORK, rows.WORK), apply.AT_ONCE
+_WORK, _SCRATCH = max(sums.WORK, merge.WORK, rows.WORK), apply.AT_ONCE
 
 
 class Workspace(threading.local):
@@ -61,14 +61,14 @@ class Blocks(NamedTuple):
 @lru_cache(maxsize=4096)
 def blocks(before: int, channels: int, after: int) -> Blocks:
     """Blocks that `moments` sums up one by one: of some 4,096 values of each channel."""
-    if after < moments.LONG_RUN:
-        height, span = moments.BLOCK if after == 1 else max(moments.AT_ONCE, 4 * moments.BLOCK // after), after
-        tile = max(1, moments.TILE // after)
-    elif after <= moments.BLOCK:
-        height, span = moments.BLOCK // after, after
-        tile = max(1, min(moments.TILE, (PART >> 2) // (height * span)))
+    if after < sums.LONG_RUN:
+        height, span = sums.BLOCK if after == 1 else max(sums.AT_ONCE, 4 * sums.BLOCK // after), after
+        tile = max(1, sums.TILE // after)
+    elif after <= sums.BLOCK:
+        height, span = sums.BLOCK // after, after
+        tile = max(1, min(sums.TILE, (PART >> 2) // (height * span)))
     else:
-        height, span, tile = 1, moments.BLOCK, 1
+        height, span, tile = 1, sums.BLOCK, 1
     height, tile = min(height, before), min(tile, channels)
     of_channel = -(-before // height) * -(-after // span)
     return Blocks(height, span, tile, of_channel, of_channel * -(-channels // tile))
@@ -77,7 +77,7 @@ def blocks(before: int, channels: int, after: int) -> Blocks:
 @lru_cache(maxsize=4096)
 def fused_tile(before: int, channels: int, after: int, itemsize: int) -> int:
     """How many channels a core's cache holds; 0 where that is less than some lines of each row."""
-    tile = min(channels, moments.TILE // after if after < moments.LONG_RUN else moments.TILE)
+    tile = min(channels, sums.TILE // after if after < sums.LONG_RUN else sums.TILE)
     tile = min(tile, CACHE // (before * after * itemsize))
     return tile if tile == channels or tile * after * itemsize >= 256 else 0
 

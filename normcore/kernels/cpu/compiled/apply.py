@@ -20,7 +20,7 @@ from normcore.kernels.cpu.compiled.language import (
     address,
     at,
     copied,
-    get,
+    flag,
     inlined,
     is_wide,
     item_bytes,
@@ -35,7 +35,7 @@ from normcore.kernels.cpu.compiled.language import (
     times,
     whole,
 )
-from normcore.kernels.cpu.compiled.moments import LONG_RUN, TILE
+from normcore.kernels.cpu.compiled.sums import LONG_RUN, TILE
 
 # Values that go through the first-level cache on their way past the others.
 AT_ONCE = 2048
@@ -140,16 +140,20 @@ def apply_block(
                     apply_columns(source, into, count, at(own, start), low, high)
                 else:
                     apply_run(source, into, count, at(own, c), low, high)
-                if masked and after < LONG_RUN:  # columns of a tile are never cut
+                if masked and after < LONG_RUN and mask_channel == 0 and (mask_one == 0 or after == 1):
+                    if not flag(mask, row * mask_row):
+                        for i in range(count):
+                            store(into, i, load(source, i))
+                elif masked and after < LONG_RUN:  # columns of a tile are never cut
                     for channel in range(channels):
                         real = at(mask, row * mask_row + channel * mask_channel)
                         for place in range(after):
-                            if get(real, place * mask_one) == 0:
+                            if not flag(real, place * mask_one):
                                 store(into, channel * after + place, load(source, channel * after + place))
                 elif masked:
                     real = at(mask, row * mask_row + c * mask_channel + start * mask_one)
                     for i in range(count):
-                        if get(real, i * mask_one) == 0:
+                        if not flag(real, i * mask_one):
                             store(into, i, load(source, i))
                 if streaming:
                     flush(target, scratch, count)

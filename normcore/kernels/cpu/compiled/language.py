@@ -220,6 +220,17 @@ def whole(_typing: Any, pointer: Any, _index: Any) -> Any:
 
 
 @intrinsic
+def flag(_typing: Any, pointer: Any, _index: Any) -> Any:
+    """Whether a byte of a mask is not 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte = _apart(builder, builder.load(_address(builder, *arguments)), "in")
+        return builder.icmp_unsigned("!=", byte, byte.type(0))
+
+    return types.boolean(pointer, types.int64), generate
+
+
+@intrinsic
 def at(_typing: Any, pointer: Any, _index: Any) -> Any:
     """The pointer, so many elements further."""
     return pointer(pointer, types.int64), lambda _c, builder, _s, arguments: _address(builder, *arguments)

@@ -34,7 +34,8 @@ from normcore.kernels.cpu.compiled.language import (
     whole,
 )
 from normcore.kernels.cpu.compiled.merge import compose_features
-from normcore.kernels.cpu.compiled.moments import LONG_RUN, NONFINITE, ROWS, TILE, one_block
+from normcore.kernels.cpu.compiled.moments import one_block
+from normcore.kernels.cpu.compiled.sums import LONG_RUN, NONFINITE, ROWS, TILE
 
 
 @kernel(F64, F64, INT, REAL, P, P, F64)

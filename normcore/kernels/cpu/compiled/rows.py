@@ -25,6 +25,7 @@ from normcore.kernels.cpu.compiled.language import (
     address,
     at,
     copied,
+    flag,
     float64,
     get,
     inlined,
@@ -39,7 +40,8 @@ from normcore.kernels.cpu.compiled.language import (
     times,
     whole,
 )
-from normcore.kernels.cpu.compiled.moments import well_shifted
+from normcore.kernels.cpu.compiled.masked import masked_run_sums
+from normcore.kernels.cpu.compiled.sums import well_shifted
 
 
 @inlined
@@ -80,6 +82,19 @@ def deviations(x: Any, length: int, center: bool) -> Any:
 @inlined
 def real_deviations(x: Any, length: int, center: bool, mask: Any, mask_one: int) -> Any:
     """The same of what the mask leaves; 0 of nothing."""
+    if mask_one == 1 and not is_wide(x):
+        first = 0
+        while first < length - 1 and not flag(mask, first):
+            first += 1
+        shift = float64(load(x, first)) if center else 0.0
+        count, total, squares, _, _ = masked_run_sums(x, length, shift, mask)
+        count = max(count, 1.0)
+        if not center:
+            return 0.0, 0.0, squares / count
+        part = total / count
+        m2 = squares - total * part
+        if well_shifted(total * part, m2):
+            return shift + part, 0.0, max(m2, 0.0) / count
     count, shift, total = 0.0, 0.0, 0.0
     for i in range(length):
         if get(mask, i * mask_one) != 0:

@@ -1,0 +1,165 @@
+"""Sums over what a block holds: of runs of one channel, of columns side by side, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normcore.kernels.base import COUNT, M2, M2_LOW, MAX, MEAN, MEAN_LOW, MIN
+from normcore.kernels.cpu.compiled.language import (
+    added,
+    at,
+    fetch,
+    float64,
+    get,
+    inlined,
+    larger,
+    load,
+    plus,
+    put,
+    smaller,
+    times,
+)
+from normcore.kernels.cpu.compiled.twofold import add, two_prod, two_sum
+
+# Rows of what is written of each block: packed moments, and how many values are not finite.
+ROWS = 8
+NONFINITE = 7
+
+# Values of a channel in a block; columns side by side, whose sums fit the first-level cache; rows read at a time.
+BLOCK, TILE, AT_ONCE = 4096, 1024, 8
+# Runs of a channel's values from this length on are summed up one by one, shorter ones as columns.
+LONG_RUN = 256
+WORK = 10 * TILE
+
+
+@inlined
+def emit(out: Any, stride: int, count: float, mean: float, mean_low: float, m2: float, low: float, high: float) -> None:
+    """Write one channel of a block."""
+    put(out, COUNT * stride, count)
+    put(out, MEAN * stride, mean)
+    put(out, MEAN_LOW * stride, mean_low)
+    put(out, M2 * stride, m2)
+    put(out, M2_LOW * stride, 0.0)
+    put(out, MIN * stride, low)
+    put(out, MAX * stride, high)
+    put(out, NONFINITE * stride, 0.0)
+
+
+@inlined
+def well_shifted(moved: float, m2: float) -> bool:
+    """Whether m2 is finite, and what was subtracted for the shift's distance from the mean has not cost it digits."""
+    return (m2 - m2 == 0.0) & (moved <= 16.0 * m2)
+
+
+@inlined
+def emit_sums(work: Any, channels: int, count: float, out: Any, stride: int) -> bool:
+    """Write the channels of a block from work (6, TILE): see `column_sums`. Whether all are finite."""
+    wrong = 0
+    for c in range(channels):
+        shift, total = get(work, c), get(work, TILE + c)
+        part = total / count
+        m2 = (get(work, 2 * TILE + c) - total * part) + get(work, 5 * TILE + c)
+        # The mean to two words: that of the sum, which is mostly exact, and not only of its quotient.
+        product, error = two_prod(part, count)
+        mean, mean_low = add(shift, 0.0, part, ((total - product) - error) / count)
+        put(out, COUNT * stride + c, count)
+        put(out, MEAN * stride + c, mean)
+        put(out, MEAN_LOW * stride + c, mean_low)
+        put(out, M2 * stride + c, 0.0 if m2 < 0.0 else m2)
+        put(out, M2_LOW * stride + c, 0.0)
+        put(out, MIN * stride + c, get(work, 3 * TILE + c))
+        put(out, MAX * stride + c, get(work, 4 * TILE + c))
+        put(out, NONFINITE * stride + c, 0.0)
+        wrong += 0 if well_shifted(total * part, m2) else 1
+    return wrong == 0
+
+
+@inlined
+def run_sums(x: Any, length: int, shift: float) -> Any:
+    """Sum, sum of squares, smallest and largest of a run about a shift."""
+    total, squares, low, high = 0.0, 0.0, load(x, 0), load(x, 0)
+    for i in range(length):
+        value = load(x, i)
+        deviation = float64(value) - shift
+        total = added(total, deviation)
+        squares = added(squares, times(deviation, deviation))
+        low, high = smaller(value, low), larger(value, high)
+    return total, squares, float64(low), float64(high)
+
+
+@inlined
+def start_columns(x: Any, columns: int, group: int, work: Any) -> None:
+    """Sums of no row yet, about the first value of each group in this one."""
+    for column in range(0, columns, group):
+        shift = float64(load(x, column))
+        for i in range(column, column + group):
+            put(work, i, shift)
+    for i in range(columns):
+        value = float64(load(x, i))
+        put(work, TILE + i, 0.0)
+        put(work, 2 * TILE + i, 0.0)
+        put(work, 3 * TILE + i, value)
+        put(work, 4 * TILE + i, value)
+        put(work, 5 * TILE + i, 0.0)
+
+
+@inlined
+def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: Any) -> None:
+    """The same of columns side by side, into work (6, TILE): shift, sum, squares, smallest, largest, rest of squares.
+
+    Groups of columns, which are values of one channel, have one shift.
+    """
+    start_columns(x, columns, group, work)
+    row = 0
+    while row + AT_ONCE <= rows:
+        here = at(x, row * stride)
+        if row + 2 * AT_ONCE <= rows:
+            for ahead in range(AT_ONCE, 2 * AT_ONCE):
+                for i in range(0, columns, 16):
+                    fetch(here, ahead * stride + i)
+        for i in range(columns):
+            shift, total, squares = get(work, i), 0.0, 0.0
+            low, high = get(work, 3 * TILE + i), get(work, 4 * TILE + i)
+            for j in range(AT_ONCE):
+                value = float64(load(here, j * stride + i))
+                deviation = value - shift
+                total += deviation
+                squares = plus(squares, times(deviation, deviation))
+                low, high = smaller(value, low), larger(value, high)
+            put(work, TILE + i, get(work, TILE + i) + total)
+            squares, rest = two_sum(get(work, 2 * TILE + i), squares)
+            put(work, 2 * TILE + i, squares)
+            put(work, 5 * TILE + i, get(work, 5 * TILE + i) + rest)
+            put(work, 3 * TILE + i, low)
+            put(work, 4 * TILE + i, high)
+        row += AT_ONCE
+    while row < rows:
+        here = at(x, row * stride)
+        for i in range(columns):
+            value = float64(load(here, i))
+            deviation = value - get(work, i)
+            put(work, TILE + i, get(work, TILE + i) + deviation)
+            put(work, 2 * TILE + i, plus(get(work, 2 * TILE + i), times(deviation, deviation)))
+            put(work, 3 * TILE + i, smaller(value, get(work, 3 * TILE + i)))
+            put(work, 4 * TILE + i, larger(value, get(work, 4 * TILE + i)))
+        row += 1
+
+
+@inlined
+def fold_columns(work: Any, channels: int, group: int) -> None:
+    """Add up the columns of each channel, to the front of work (6, TILE)."""
+    if group == 1:
+        return
+    for c in range(channels):
+        i = c * group
+        total, squares, low, high = 0.0, 0.0, get(work, 3 * TILE + i), get(work, 4 * TILE + i)
+        for j in range(i, i + group):
+            total = added(total, get(work, TILE + j))
+            squares = added(squares, get(work, 2 * TILE + j) + get(work, 5 * TILE + j))
+            low, high = smaller(get(work, 3 * TILE + j), low), larger(get(work, 4 * TILE + j), high)
+        put(work, c, get(work, i))
+        put(work, TILE + c, total)
+        put(work, 2 * TILE + c, squares)
+        put(work, 3 * TILE + c, low)
+        put(work, 4 * TILE + c, high)
+        put(work, 5 * TILE + c, 0.0)
