@@ -39,7 +39,7 @@ def weighted_columns(
             continue
         here, weight = at(x, row * stride), get(weights, row) if weighted else 1.0
         if count == 0.0:
-            start_columns(here, columns, group, work)
+            start_columns(here, columns, group, 1, 0, work)
         count += weight
         for i in range(columns):
             value = float64(load(here, i))

@@ -1,8 +1,8 @@
 """Moments of channels in one pass over x (A, C, B), block by block.
 
-A block is at most some 4,096 values of each of its channels, shifted by the channel's first one. Sums are float64, of
+A block is at most some 4,096 values of each of its channels, shifted by the mean of eight of them. Sums are float64, of
 few terms each, or compensated: squares of odd numbers are 1 modulo 8, so a plain sum of squares of few bits is not
-rounded up as often as down, and was off by 7e-14 after 4,096 of them. A channel whose first value is an outlier, or
+rounded up as often as down, and was off by 7e-14 after 4,096 of them. A channel whose mean is elsewhere, or
 whose sums are not finite, is looked at again while it is in the cache, by `careful`: in two passes, counting NaN and
 infinities, which it leaves out if it is told to.
 """
@@ -25,7 +25,6 @@ from normcore.kernels.cpu.compiled.language import (
     inlined,
     kernel,
     larger,
-    load,
     put,
     smaller,
     whole,
@@ -33,14 +32,30 @@ from normcore.kernels.cpu.compiled.language import (
 from normcore.kernels.cpu.compiled.masked import careful, real_sums
 from normcore.kernels.cpu.compiled.sums import (
     LONG_RUN,
+    NEAR,
+    NOT_FAR,
     ROWS,
+    SAMPLES,
     TILE,
     column_sums,
     emit_sums,
     fold_columns,
+    near_mean,
     run_sums,
     well_shifted,
 )
+
+
+@inlined
+def runs_sums(x: Any, rows: int, stride: int, length: int, shift: float) -> Any:
+    """`run_sums` of several runs, `stride` apart."""
+    total, squares, low, high = run_sums(x, length, shift)
+    for j in range(1, rows):
+        more = run_sums(at(x, j * stride), length, shift)
+        total += more[0]
+        squares += more[1]
+        low, high = smaller(more[2], low), larger(more[3], high)
+    return total, squares, low, high
 
 
 @inlined
@@ -71,24 +86,24 @@ def one_block(
     else:
         for c in range(channels):
             run = at(x, c * after)
-            shift = float64(load(run, 0))
-            total, squares, low, high = run_sums(run, length, shift)
-            for j in range(1, rows):
-                more = run_sums(at(run, j * stride), length, shift)
-                total += more[0]
-                squares += more[1]
-                low, high = smaller(more[2], low), larger(more[3], high)
+            shift = near_mean(run, SAMPLES, length // SAMPLES)
+            total, squares, low, high = runs_sums(run, rows, stride, length, shift)
+            moved = total * (total / count)
+            if not well_shifted(moved, squares - moved, NEAR):  # neighbours are alike, so what they say may not be it
+                shift += total / count
+                total, squares, low, high = runs_sums(run, rows, stride, length, shift)
             put(work, c, shift)
             put(work, TILE + c, total)
             put(work, 2 * TILE + c, squares)
             put(work, 3 * TILE + c, low)
             put(work, 4 * TILE + c, high)
             put(work, 5 * TILE + c, 0.0)
-    if emit_sums(work, channels, count, out, out_stride):
+    limit = NOT_FAR if masked or weighted else NEAR
+    if emit_sums(work, channels, count, limit, out, out_stride):
         return not masked
     for c in range(channels):
         m2, away = get(out, M2 * out_stride + c), get(out, MEAN * out_stride + c) - get(work, c)
-        if not well_shifted(away * away * count, m2):
+        if not well_shifted(away * away * count, m2, limit):
             careful(
                 at(x, c * after), rows, stride, 1, after, length, at(mask, c * mask_channel), mask_row, mask_channel,
                 mask_one, weights, masked, weighted, omit, at(work, 6 * TILE), at(out, c), out_stride,

@@ -41,7 +41,7 @@ from normcore.kernels.cpu.compiled.language import (
     whole,
 )
 from normcore.kernels.cpu.compiled.masked import masked_run_sums
-from normcore.kernels.cpu.compiled.sums import well_shifted
+from normcore.kernels.cpu.compiled.sums import NOT_FAR, well_shifted
 
 
 @inlined
@@ -59,7 +59,7 @@ def deviations(x: Any, length: int, center: bool) -> Any:
         # never, and go on.
         part = total / length
         m2 = squares - total * part
-        if well_shifted(total * part, m2):
+        if well_shifted(total * part, m2, NOT_FAR):
             return part, 0.0, m2 / length
     shift, total, squares = float64(load(x, 0)), 0.0, 0.0
     for i in range(length):
@@ -93,7 +93,7 @@ def real_deviations(x: Any, length: int, center: bool, mask: Any, mask_one: int)
             return 0.0, 0.0, squares / count
         part = total / count
         m2 = squares - total * part
-        if well_shifted(total * part, m2):
+        if well_shifted(total * part, m2, NOT_FAR):
             return shift + part, 0.0, max(m2, 0.0) / count
     count, shift, total = 0.0, 0.0, 0.0
     for i in range(length):

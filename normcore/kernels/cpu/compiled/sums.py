@@ -27,6 +27,8 @@ NONFINITE = 7
 
 # Values of a channel in a block; columns side by side, whose sums fit the first-level cache; rows read at a time.
 BLOCK, TILE, AT_ONCE = 4096, 1024, 8
+# Values whose mean a block is shifted by; how far from it the mean may be, in units of the variance, and its square.
+SAMPLES, NEAR, NOT_FAR = 8, 2.0, 16.0
 # Runs of a channel's values from this length on are summed up one by one, shorter ones as columns.
 LONG_RUN = 256
 WORK = 10 * TILE
@@ -46,14 +48,23 @@ def emit(out: Any, stride: int, count: float, mean: float, mean_low: float, m2: 
 
 
 @inlined
-def well_shifted(moved: float, m2: float) -> bool:
-    """Whether m2 is finite, and what was subtracted for the shift's distance from the mean has not cost it digits."""
-    return (m2 - m2 == 0.0) & (moved <= 16.0 * m2)
+def well_shifted(moved: float, m2: float, limit: float) -> bool:
+    """Whether m2 is finite, and what was subtracted for the shift's distance from the mean is below limit * m2."""
+    return (m2 - m2 == 0.0) & (moved <= limit * m2)
 
 
 @inlined
-def emit_sums(work: Any, channels: int, count: float, out: Any, stride: int) -> bool:
-    """Write the channels of a block from work (6, TILE): see `column_sums`. Whether all are finite."""
+def near_mean(x: Any, samples: int, step: int) -> Any:
+    """The mean of some values, as the first one and the mean distance from it: of equal ones it is exactly that."""
+    first, moved = float64(load(x, 0)), 0.0
+    for i in range(1, samples):
+        moved += load(x, i * step) - first
+    return first + moved / samples
+
+
+@inlined
+def emit_sums(work: Any, channels: int, count: float, limit: float, out: Any, stride: int) -> bool:
+    """Write the channels of a block from work (6, TILE): see `column_sums`. Whether all are well shifted."""
     wrong = 0
     for c in range(channels):
         shift, total = get(work, c), get(work, TILE + c)
@@ -70,7 +81,7 @@ def emit_sums(work: Any, channels: int, count: float, out: Any, stride: int) -> 
         put(out, MIN * stride + c, get(work, 3 * TILE + c))
         put(out, MAX * stride + c, get(work, 4 * TILE + c))
         put(out, NONFINITE * stride + c, 0.0)
-        wrong += 0 if well_shifted(total * part, m2) else 1
+        wrong += 0 if well_shifted(total * part, m2, limit) else 1
     return wrong == 0
 
 
@@ -88,12 +99,23 @@ def run_sums(x: Any, length: int, shift: float) -> Any:
 
 
 @inlined
-def start_columns(x: Any, columns: int, group: int, work: Any) -> None:
-    """Sums of no row yet, about the first value of each group in this one."""
-    for column in range(0, columns, group):
-        shift = float64(load(x, column))
-        for i in range(column, column + group):
-            put(work, i, shift)
+def start_columns(x: Any, columns: int, group: int, samples: int, step: int, work: Any) -> None:
+    """Sums of no row yet, about the mean of some values, `step` apart, of each group's first column."""
+    if group > 1:
+        for column in range(0, columns, group):
+            shift = near_mean(at(x, column), samples, step)
+            for i in range(column, column + group):
+                put(work, i, shift)
+    else:
+        for i in range(columns):
+            put(work, i, load(x, i))
+            put(work, TILE + i, 0.0)
+        for row in range(1, samples):
+            here = at(x, row * step)
+            for i in range(columns):
+                put(work, TILE + i, get(work, TILE + i) + (load(here, i) - get(work, i)))
+        for i in range(columns if samples > 1 else 0):
+            put(work, i, get(work, i) + get(work, TILE + i) / samples)
     for i in range(columns):
         value = float64(load(x, i))
         put(work, TILE + i, 0.0)
@@ -109,7 +131,10 @@ def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: 
 
     Groups of columns, which are values of one channel, have one shift.
     """
-    start_columns(x, columns, group, work)
+    if rows >= 2 * SAMPLES:
+        start_columns(x, columns, group, SAMPLES, (rows // SAMPLES) * stride, work)
+    else:
+        start_columns(x, columns, group, rows, stride, work)
     row = 0
     while row + AT_ONCE <= rows:
         here = at(x, row * stride)
