@@ -65,7 +65,7 @@ def blocks(before: int, channels: int, after: int) -> Blocks:
         height, span = sums.BLOCK if after == 1 else max(sums.AT_ONCE, 4 * sums.BLOCK // after), after
         tile = max(1, sums.TILE // after)
     elif after <= sums.BLOCK:
-        height, span = sums.BLOCK // after, after
+        height, span = 1, after  # one after another in memory
         tile = max(1, min(sums.TILE, (PART >> 2) // (height * span)))
     else:
         height, span, tile = 1, sums.BLOCK, 1

@@ -27,6 +27,8 @@ NONFINITE = 7
 
 # Values of a channel in a block; columns side by side, whose sums fit the first-level cache; rows read at a time.
 BLOCK, TILE, AT_ONCE = 4096, 1024, 8
+# Columns of the next rows that are fetched before those of these are summed up.
+AHEAD = 128
 # Values whose mean a block is shifted by; how far from it the mean may be, in units of the variance, and its square.
 SAMPLES, NEAR, NOT_FAR = 8, 2.0, 16.0
 # Runs of a channel's values from this length on are summed up one by one, shorter ones as columns.
@@ -138,25 +140,28 @@ def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: 
     row = 0
     while row + AT_ONCE <= rows:
         here = at(x, row * stride)
-        if row + 2 * AT_ONCE <= rows:
-            for ahead in range(AT_ONCE, 2 * AT_ONCE):
-                for i in range(0, columns, 16):
-                    fetch(here, ahead * stride + i)
-        for i in range(columns):
-            shift, total, squares = get(work, i), 0.0, 0.0
-            low, high = get(work, 3 * TILE + i), get(work, 4 * TILE + i)
-            for j in range(AT_ONCE):
-                value = float64(load(here, j * stride + i))
-                deviation = value - shift
-                total += deviation
-                squares = plus(squares, times(deviation, deviation))
-                low, high = smaller(value, low), larger(value, high)
-            put(work, TILE + i, get(work, TILE + i) + total)
-            squares, rest = two_sum(get(work, 2 * TILE + i), squares)
-            put(work, 2 * TILE + i, squares)
-            put(work, 5 * TILE + i, get(work, 5 * TILE + i) + rest)
-            put(work, 3 * TILE + i, low)
-            put(work, 4 * TILE + i, high)
+        more = row + 2 * AT_ONCE <= rows
+        for start in range(0, columns, AHEAD):
+            end = min(columns, start + AHEAD)
+            if more:  # a little at a time, so that the sums go on meanwhile
+                for ahead in range(AT_ONCE, 2 * AT_ONCE):
+                    for i in range(start, end, 16):
+                        fetch(here, ahead * stride + i)
+            for i in range(start, end):
+                shift, total, squares = get(work, i), 0.0, 0.0
+                low, high = get(work, 3 * TILE + i), get(work, 4 * TILE + i)
+                for j in range(AT_ONCE):
+                    value = float64(load(here, j * stride + i))
+                    deviation = value - shift
+                    total += deviation
+                    squares = plus(squares, times(deviation, deviation))
+                    low, high = smaller(value, low), larger(value, high)
+                put(work, TILE + i, get(work, TILE + i) + total)
+                squares, rest = two_sum(get(work, 2 * TILE + i), squares)
+                put(work, 2 * TILE + i, squares)
+                put(work, 5 * TILE + i, get(work, 5 * TILE + i) + rest)
+                put(work, 3 * TILE + i, low)
+                put(work, 4 * TILE + i, high)
         row += AT_ONCE
     while row < rows:
         here = at(x, row * stride)
