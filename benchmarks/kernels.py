@@ -252,7 +252,7 @@ class Bench:
     def seconds(self, run: Run) -> float:
         """How long one call takes; on CUDA by events, with nothing of it in the L2 cache."""
         if not self.cuda:
-            time.sleep(0.03)  # torch's threads go on spinning for a while after their work, on the cores of the next one
+            time.sleep(0.03)  # torch's threads go on spinning for a while after their work, on the next one's cores
             begun = time.perf_counter()
             run()
             return time.perf_counter() - begun

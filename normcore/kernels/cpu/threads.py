@@ -14,6 +14,9 @@ from itertools import count
 
 import torch
 
+# Parts that are enough for threads to end at about the same time; between parts they wait for the GIL.
+PARTS = 64
+
 
 class Team:
     """Threads that help one another."""
@@ -24,10 +27,11 @@ class Team:
         self._busy = 0
 
     def share(self, total: int, grain: int, run: Callable[[int, int], None]) -> None:
-        """Call run(first, last) on parts of range(total), `grain` long each, here and on threads that are free."""
+        """Call run(first, last) on parts of range(total), `grain` long or longer, here and on threads that are free."""
         if total <= grain:
             run(0, total)
             return
+        grain = max(grain, total // PARTS)
         parts = -(-total // grain)
         with self._lock:
             helpers = max(0, min(parts, torch.get_num_threads() - self._busy) - 1)
