@@ -237,6 +237,17 @@ def at(_typing: Any, pointer: Any, _index: Any) -> Any:
 
 
 @intrinsic
+def as_float32(_typing: Any, pointer: Any) -> Any:
+    """The pointer, to float32."""
+    target = types.CPointer(types.float32)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
 def is_wide(_typing: Any, pointer: Any) -> Any:
     """Whether what is stored needs more than float32; known when compiled."""
     wide = pointer.dtype not in _NARROW
@@ -282,8 +293,8 @@ times = _float64("fmul", ("contract",))
 def _extreme(comparison: str) -> Any:
     @intrinsic
     def extreme(_typing: Any, a: Any, b: Any) -> Any:
-        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            first, second = arguments
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            first, second = arguments[0], context.cast(builder, arguments[1], b, a)
             flags = ("nnan", "nsz")
             chosen = builder.fcmp_ordered(comparison, first, second, flags=flags)
             return builder.select(chosen, first, second, flags=flags)
