@@ -54,7 +54,10 @@ def by_channel(
         sizes = x.shape
         axis = channel_axis if channel_axis >= 0 else channel_axis + len(sizes)
         if 0 <= axis < len(sizes) > 1 and (num_features is None or sizes[axis] == num_features):
-            return ChannelView(x, (prod(sizes[:axis]), sizes[axis], prod(sizes[axis + 1 :])), None, None)
+            after = 1 if axis == len(sizes) - 1 else prod(sizes[axis + 1 :])
+            before = sizes[0] if axis == 1 else prod(sizes[:axis])
+            # A third of the time that the view's own constructor takes.
+            return tuple.__new__(ChannelView, (x, (before, sizes[axis], after), None, None))
     check_mask(mask, x)
     axis = check_features(x, num_features, channel_axis)
     kept = () if x.dim() == 1 and num_features == 1 else (axis,)
@@ -100,8 +103,9 @@ def by_row(x: Tensor, normalized_shape: int | Sequence[int], mask: Tensor | None
         ShapeMismatch: x does not end in normalized_shape; the mask does not fit x.
     """
     given = x.shape
-    if mask is None and given and given[-1] == normalized_shape and x.is_contiguous():
-        return RowView(x, (prod(given[:-1]), given[-1]), None)
+    if mask is None and given and given[-1] == normalized_shape and x.is_contiguous():  # mostly
+        rows = given[0] if len(given) == 2 else prod(given[:-1])
+        return tuple.__new__(RowView, (x, (rows, given[-1]), None))
     check_mask(mask, x)
     sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     kept = len(given) - len(sizes)
