@@ -14,7 +14,6 @@ from normcore.kernels.cpu.plan import (
     SMALL,
     STREAM,
     Numbers,
-    Reals,
     Shape3,
     blocks,
     fused_tile,
@@ -180,7 +179,7 @@ def _fused(
 
 
 @lru_cache(maxsize=256)
-def _unit(eps: float, std_eps: float, clip: float) -> Reals:
+def _unit(eps: float, std_eps: float, clip: float) -> Numbers:
     """`ToUnit` as norm.channel_norm reads it."""
     return reals(eps, std_eps, torch.nan, torch.nan, -clip, clip)
 

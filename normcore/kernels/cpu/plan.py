@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,31 +88,23 @@ def grain(size_bytes: int) -> int:
 
 
 class Numbers:
-    """Whole numbers where a kernel reads them; kept, as calls of one shape need the same ones."""
+    """Numbers at an address where a kernel reads them, which is good while this is held."""
 
-    def __init__(self, numbers: tuple[int, ...]) -> None:
-        self._array = (ctypes.c_int64 * len(numbers))(*numbers)
+    def __init__(self, kind: Any, values: tuple[float, ...]) -> None:
+        self._array = (kind * len(values))(*values)
         self.address = ctypes.addressof(self._array)
 
 
 @lru_cache(maxsize=4096)
 def numbers(*values: int) -> Numbers:
-    """Whole numbers at an address, which is good while they are held."""
-    return Numbers(values)
-
-
-class Reals:
-    """Float64 numbers where a kernel reads them; kept likewise."""
-
-    def __init__(self, values: tuple[float, ...]) -> None:
-        self._array = (ctypes.c_double * len(values))(*values)
-        self.address = ctypes.addressof(self._array)
+    """Whole numbers; kept, as calls of one shape need the same ones."""
+    return Numbers(ctypes.c_int64, values)
 
 
 @lru_cache(maxsize=256)
-def reals(*values: float) -> Reals:
-    """Float64 numbers at an address, which is good while they are held."""
-    return Reals(values)
+def reals(*values: float) -> Numbers:
+    """Float64 numbers, kept likewise."""
+    return Numbers(ctypes.c_double, values)
 
 
 def strides(mask: Tensor) -> tuple[int, ...]:

@@ -138,7 +138,7 @@ _KEPT: list[Any] = []
 _SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 _EDITION = hashlib.sha256(_SOURCES).hexdigest()[:12]
 
-_FLOAT, _DOUBLE, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+_FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 
 def _address(builder: Any, pointer: Any, index: Any) -> Any:

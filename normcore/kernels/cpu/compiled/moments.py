@@ -2,8 +2,8 @@
 
 A block is at most some 4,096 values of each of its channels, shifted by the mean of eight of them. Sums are float64, of
 few terms each, or compensated: squares of odd numbers are 1 modulo 8, so a plain sum of squares of few bits is not
-rounded up as often as down, and was off by 7e-14 after 4,096 of them. A channel whose mean is elsewhere, or
-whose sums are not finite, is looked at again while it is in the cache, by `careful`: in two passes, counting NaN and
+rounded up as often as down, and was off by 7e-14 after 4,096 of them. A channel whose mean is elsewhere, or whose
+sums are not finite, is looked at again while it is in the cache, by `careful`: in two passes, counting NaN and
 infinities, which it leaves out if it is told to.
 """
 

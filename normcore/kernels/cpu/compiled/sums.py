@@ -31,7 +31,8 @@ NONFINITE = 7
 BLOCK, TILE, AT_ONCE = 4096, 1024, 8
 # Columns of the next rows that are fetched before those of these are summed up.
 AHEAD = 128
-# Values whose mean a block is shifted by; how far from it the mean may be, in units of the variance, and its square.
+# Values whose mean a block is shifted by. How far the block's own mean may be from it: count * distance^2 is at most so
+# many times m2, so that subtracting it costs no more than that many eps; the second where the first value is the shift.
 SAMPLES, NEAR, NOT_FAR = 8, 2.0, 16.0
 # Runs of a channel's values from this length on are summed up one by one, shorter ones as columns.
 LONG_RUN = 256
