@@ -58,7 +58,7 @@ STORED = {
     torch.int64: types.int64,
 }
 # What float32 holds exactly.
-_NARROW = (HALF, BRAIN, types.float32, types.uint8, types.int8, types.uint16, types.int16)
+narrow = (HALF, BRAIN, types.float32, types.uint8, types.int8, types.uint16, types.int16)
 
 # Types of a kernel's parameters: pointers to the input, the output, parameters, and what is computed with; numbers.
 X, Y, P = (types.Opaque(f"to {name}") for name in ("input", "output", "parameters"))
@@ -159,7 +159,7 @@ def _reader(kind: str) -> Any:
     @intrinsic
     def read(_typing: Any, pointer: Any, _index: Any) -> Any:
         stored = pointer.dtype
-        value = types.float32 if stored in _NARROW else types.float64
+        value = types.float32 if stored in narrow else types.float64
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             bits = _apart(builder, builder.load(_address(builder, *arguments)), kind)
@@ -194,15 +194,23 @@ def _writer(kind: str) -> Any:
 
 
 def _rounded16(builder: Any, value: Any, stored: Any) -> Any:
-    """The bits of a float32, rounded to the nearest, ties to even."""
+    """The bits of a float32, or of several, rounded to the nearest, ties to even."""
+    several = isinstance(value.type, ir.VectorType)
+
+    def of(element: Any) -> Any:
+        return ir.VectorType(element, value.type.count) if several else element
+
+    def number(constant: int) -> Any:
+        return ir.Constant(of(_I32), [constant] * value.type.count if several else constant)
+
     if stored == HALF:
-        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
-    bits = builder.bitcast(value, _I32)
-    even = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-    rounded = builder.add(builder.add(bits, _I32(0x7FFF)), even)
-    quiet = builder.or_(bits, _I32(0x400000))
+        return builder.bitcast(builder.fptrunc(value, of(ir.HalfType())), of(ir.IntType(16)))
+    bits = builder.bitcast(value, of(_I32))
+    even = builder.and_(builder.lshr(bits, number(16)), number(1))
+    rounded = builder.add(builder.add(bits, number(0x7FFF)), even)
+    quiet = builder.or_(bits, number(0x400000))
     kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return builder.trunc(builder.lshr(kept, _I32(16)), ir.IntType(16))
+    return builder.trunc(builder.lshr(kept, number(16)), of(ir.IntType(16)))
 
 
 load, look, get = _reader("in"), _reader("table"), _reader("work")
@@ -237,20 +245,9 @@ def at(_typing: Any, pointer: Any, _index: Any) -> Any:
 
 
 @intrinsic
-def as_float32(_typing: Any, pointer: Any) -> Any:
-    """The pointer, to float32."""
-    target = types.CPointer(types.float32)
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(target))
-
-    return target(pointer), generate
-
-
-@intrinsic
 def is_wide(_typing: Any, pointer: Any) -> Any:
     """Whether what is stored needs more than float32; known when compiled."""
-    wide = pointer.dtype not in _NARROW
+    wide = pointer.dtype not in narrow
     return types.boolean(pointer), lambda _c, _b, _s, _a: ir.Constant(ir.IntType(1), int(wide))
 
 

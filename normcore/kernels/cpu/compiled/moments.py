@@ -20,7 +20,6 @@ from normcore.kernels.cpu.compiled.language import (
     INTS,
     X,
     at,
-    fetch,
     float64,
     get,
     inlined,
@@ -87,9 +86,6 @@ def one_block(
     else:
         for c in range(channels):
             run = at(x, c * after)
-            # What lies behind it in memory comes next; long runs are fetched ahead by the processor itself.
-            for i in range(0, length if length <= TILE else 0, 16):
-                fetch(run, length + i)
             shift = near_mean(run, SAMPLES, length // SAMPLES)
             total, squares, low, high = runs_sums(run, rows, stride, length, shift)
             moved = total * (total / count)

@@ -7,19 +7,33 @@ from typing import Any
 from normcore.kernels.base import COUNT, M2, M2_LOW, MAX, MEAN, MEAN_LOW, MIN
 from normcore.kernels.cpu.compiled.language import (
     added,
-    as_float32,
     at,
     fetch,
     float64,
     get,
     inlined,
-    is_wide,
+    item_bytes,
     larger,
     load,
     plus,
     put,
     smaller,
     times,
+)
+from normcore.kernels.cpu.compiled.lanes import (
+    LANES,
+    as_values,
+    fused,
+    get_lanes,
+    larger_lanes,
+    largest_of,
+    load_lanes,
+    put_lanes,
+    smaller_lanes,
+    smallest_of,
+    spread_lanes,
+    sum_of,
+    two_sum_lanes,
 )
 from normcore.kernels.cpu.compiled.twofold import add, two_prod, two_sum
 
@@ -28,8 +42,8 @@ ROWS = 8
 NONFINITE = 7
 
 # Values of a channel in a block; columns side by side, whose sums fit the first-level cache; rows read at a time.
-BLOCK, TILE, AT_ONCE = 4096, 1024, 8
-# Columns of the next rows that are fetched before those of these are summed up.
+BLOCK, TILE, AT_ONCE = 4096, 1024, 16
+# Lines that memory is asked for ahead of what is summed up: left to itself, the processor waits for a third of them.
 AHEAD = 128
 # Values whose mean a block is shifted by. How far the block's own mean may be from it: count * distance^2 is at most so
 # many times m2, so that subtracting it costs no more than that many eps; the second where the first value is the shift.
@@ -91,14 +105,39 @@ def emit_sums(work: Any, channels: int, count: float, limit: float, out: Any, st
 
 
 @inlined
+def fetch_ahead(x: Any, i: int, count: int) -> None:
+    """Have what lies behind the next `count` values, at some distance, on its way to the second-level cache."""
+    line = 64 // item_bytes(x)
+    for place in range(i, i + count, line):
+        fetch(x, AHEAD * line + place)
+
+
+@inlined
 def run_sums(x: Any, length: int, shift: float) -> Any:
     """Sum, sum of squares, smallest and largest of a run about a shift."""
-    total, squares, low, high = 0.0, 0.0, load(x, 0), load(x, 0)
-    for i in range(length):
+    end = length - length % (2 * LANES)
+    value = load(x, 0)
+    total, squares, low, high = 0.0, 0.0, value, value
+    if end > 0:
+        totals, more_totals = spread_lanes(0.0), spread_lanes(0.0)
+        squared, more_squared = spread_lanes(0.0), spread_lanes(0.0)
+        lows = highs = more_lows = more_highs = load_lanes(x, 0)
+        for i in range(0, end, 2 * LANES):
+            fetch_ahead(x, i, 2 * LANES)
+            values, more = load_lanes(x, i), load_lanes(x, i + LANES)
+            lows, highs = smaller_lanes(values, lows), larger_lanes(values, highs)
+            more_lows, more_highs = smaller_lanes(more, more_lows), larger_lanes(more, more_highs)
+            deviations, more_deviations = values - shift, more - shift
+            totals, more_totals = totals + deviations, more_totals + more_deviations
+            squared = fused(deviations, deviations, squared)
+            more_squared = fused(more_deviations, more_deviations, more_squared)
+        total, squares = sum_of(totals + more_totals), sum_of(squared + more_squared)
+        low, high = smallest_of(smaller_lanes(lows, more_lows)), largest_of(larger_lanes(highs, more_highs))
+    for i in range(end, length):
         value = load(x, i)
         deviation = float64(value) - shift
-        total = added(total, deviation)
-        squares = added(squares, times(deviation, deviation))
+        total = total + deviation
+        squares = plus(squares, times(deviation, deviation))
         low, high = smaller(value, low), larger(value, high)
     return total, squares, float64(low), float64(high)
 
@@ -140,52 +179,52 @@ def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: 
         start_columns(x, columns, group, SAMPLES, (rows // SAMPLES) * stride, work)
     else:
         start_columns(x, columns, group, rows, stride, work)
-    narrow = as_float32(at(work, 6 * TILE))
-    if not is_wide(x):
-        for i in range(columns):
-            put(narrow, i, load(x, i))
-            put(narrow, TILE + i, load(x, i))
+    lows, highs = as_values(at(work, 6 * TILE), x), as_values(at(work, 7 * TILE), x)
+    for i in range(columns):
+        put(lows, i, load(x, i))
+        put(highs, i, load(x, i))
+    even = columns - columns % LANES
+    distance = max(AT_ONCE, 64 * AHEAD // (columns * item_bytes(x))) * stride
     row = 0
     while row + AT_ONCE <= rows:
         here = at(x, row * stride)
-        more = row + 2 * AT_ONCE <= rows
-        for start in range(0, columns, AHEAD):
-            end = min(columns, start + AHEAD)
-            if more:  # a little at a time, so that the sums go on meanwhile
-                for ahead in range(AT_ONCE, 2 * AT_ONCE):
-                    for i in range(start, end, 16):
-                        fetch(here, ahead * stride + i)
-            for i in range(start, end):
-                shift, total, squares = get(work, i), 0.0, 0.0
-                for j in range(AT_ONCE):
-                    deviation = load(here, j * stride + i) - shift
-                    total += deviation
-                    squares = plus(squares, times(deviation, deviation))
-                put(work, TILE + i, get(work, TILE + i) + total)
-                squares, rest = two_sum(get(work, 2 * TILE + i), squares)
-                put(work, 2 * TILE + i, squares)
-                put(work, 5 * TILE + i, get(work, 5 * TILE + i) + rest)
-            if is_wide(x):
-                for i in range(start, end):
-                    low, high = get(work, 3 * TILE + i), get(work, 4 * TILE + i)
-                    for j in range(AT_ONCE):
-                        value = float64(load(here, j * stride + i))
-                        low, high = smaller(value, low), larger(value, high)
-                    put(work, 3 * TILE + i, low)
-                    put(work, 4 * TILE + i, high)
-            else:  # sixteen float32 side by side instead of eight float64
-                for i in range(start, end):
-                    least, most = get(narrow, i), get(narrow, TILE + i)
-                    for j in range(AT_ONCE):
-                        one = load(here, j * stride + i)
-                        least, most = smaller(one, least), larger(one, most)
-                    put(narrow, i, least)
-                    put(narrow, TILE + i, most)
+        behind = at(here, distance)
+        for i in range(0, even, LANES):
+            shifts, totals, squares = get_lanes(work, i), spread_lanes(0.0), spread_lanes(0.0)
+            least, most = get_lanes(lows, i), get_lanes(highs, i)
+            for j in range(AT_ONCE):
+                for line in range(0, LANES * item_bytes(x), 64):
+                    fetch(behind, j * stride + i + line // item_bytes(x))
+                values = load_lanes(here, j * stride + i)
+                least, most = smaller_lanes(values, least), larger_lanes(values, most)
+                deviations = values - shifts
+                totals = totals + deviations
+                squares = fused(deviations, deviations, squares)
+            put_lanes(lows, i, least)
+            put_lanes(highs, i, most)
+            put_lanes(work, TILE + i, get_lanes(work, TILE + i) + totals)
+            squares, rest = two_sum_lanes(get_lanes(work, 2 * TILE + i), squares)
+            put_lanes(work, 2 * TILE + i, squares)
+            put_lanes(work, 5 * TILE + i, get_lanes(work, 5 * TILE + i) + rest)
+        for i in range(even, columns):
+            shift, total, square = get(work, i), 0.0, 0.0
+            low, high = get(lows, i), get(highs, i)
+            for j in range(AT_ONCE):
+                value = load(here, j * stride + i)
+                low, high = smaller(value, low), larger(value, high)
+                deviation = value - shift
+                total += deviation
+                square = plus(square, times(deviation, deviation))
+            put(lows, i, low)
+            put(highs, i, high)
+            put(work, TILE + i, get(work, TILE + i) + total)
+            square, remainder = two_sum(get(work, 2 * TILE + i), square)
+            put(work, 2 * TILE + i, square)
+            put(work, 5 * TILE + i, get(work, 5 * TILE + i) + remainder)
         row += AT_ONCE
-    if not is_wide(x):
-        for i in range(columns):
-            put(work, 3 * TILE + i, get(narrow, i))
-            put(work, 4 * TILE + i, get(narrow, TILE + i))
+    for i in range(columns):
+        put(work, 3 * TILE + i, get(lows, i))
+        put(work, 4 * TILE + i, get(highs, i))
     while row < rows:
         here = at(x, row * stride)
         for i in range(columns):
