@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normcore.kernels.base import output_dtype
-from normcore.kernels.cpu.compiled import apply, merge, rows, sums
+from normcore.kernels.cpu.compiled import apply, lanes, merge, rows, sums
 
 Shape3 = tuple[int, int, int]
 Shape2 = tuple[int, int]
@@ -64,11 +64,13 @@ def blocks(before: int, channels: int, after: int) -> Blocks:
     if after < sums.LONG_RUN:
         height, span = sums.BLOCK if after == 1 else max(sums.AT_ONCE, 4 * sums.BLOCK // after), after
         tile = max(1, sums.TILE // after)
+        tile -= tile % lanes.LANES if tile > lanes.LANES else 0
     elif after <= sums.BLOCK:
         height, span = 1, after  # one after another in memory
         tile = max(1, min(sums.TILE, (PART >> 2) // (height * span)))
     else:
-        height, span, tile = 1, sums.BLOCK, 1
+        span = -(-after // -(-after // sums.BLOCK))  # as even as they can be
+        height, span, tile = 1, -(-span // (2 * lanes.LANES)) * 2 * lanes.LANES, 1
     height, tile = min(height, before), min(tile, channels)
     of_channel = -(-before // height) * -(-after // span)
     return Blocks(height, span, tile, of_channel, of_channel * -(-channels // tile))

@@ -188,13 +188,16 @@ def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: 
     row = 0
     while row + AT_ONCE <= rows:
         here = at(x, row * stride)
-        behind = at(here, distance)
+        next_row, next_column = distance, 0  # along rows, as memory likes it
         for i in range(0, even, LANES):
             shifts, totals, squares = get_lanes(work, i), spread_lanes(0.0), spread_lanes(0.0)
             least, most = get_lanes(lows, i), get_lanes(highs, i)
             for j in range(AT_ONCE):
                 for line in range(0, LANES * item_bytes(x), 64):
-                    fetch(behind, j * stride + i + line // item_bytes(x))
+                    fetch(here, next_row + next_column + line // item_bytes(x))
+                next_column += LANES
+                if next_column >= even:
+                    next_row, next_column = next_row + stride, 0
                 values = load_lanes(here, j * stride + i)
                 least, most = smaller_lanes(values, least), larger_lanes(values, most)
                 deviations = values - shifts
