@@ -49,8 +49,8 @@ def channel_moments(
     else:
         each: list[bool] = []
 
-        def part(first: int, last: int) -> None:
-            each.append(run(source, plan.address, first, last, real, weight, workspace.work, target))
+        def part(turns: int) -> None:
+            each.append(run(source, plan.address, turns, cut.total, real, weight, workspace.work, target))
 
         share(cut.total, grain(cut.rows * cut.span * cut.tile * x.itemsize), part)
         plain = all(each)
@@ -79,9 +79,9 @@ def channel_apply(
     run = apply.block_apply.of(x.dtype)
     real = 0 if mask is None else mask.data_ptr()
 
-    def part(first: int, last: int) -> None:
+    def part(turns: int) -> None:
         run(
-            source, target, plan.address, first, last, values, by.low, by.high, real, workspace.table,
+            source, target, plan.address, turns, cut.total, values, by.low, by.high, real, workspace.table,
             workspace.scratch,
         )  # fmt: skip
 
@@ -121,18 +121,19 @@ def channel_norm(
     source, target, values = x.data_ptr(), y.data_ptr(), found.data_ptr()
     real = 0 if mask is None else mask.data_ptr()
 
-    def part(first: int, last: int) -> bool:
+    tiles = -(-channels // tile)
+
+    def part(turns: int) -> bool:
         workspace.reserve(room)
         return run(  # type: ignore[no-any-return]
-            source, target, plan.address, first, last, how.address, weight, bias, real,
+            source, target, plan.address, turns, tiles, how.address, weight, bias, real,
             workspace.work, workspace.table, workspace.partial, workspace.scratch, values,
         )  # fmt: skip
 
-    tiles = -(-channels // tile)
     if x.numel() <= SMALL:
-        return y, _one(found, plain=part(0, tiles))
+        return y, _one(found, plain=part(0))
     plain: list[bool] = []
-    share(tiles, grain(before * tile * after * x.itemsize), lambda *some: plain.append(part(*some)))
+    share(tiles, grain(before * tile * after * x.itemsize), lambda turns: plain.append(part(turns)))
     return y, _one(found, plain=all(plain))
 
 

@@ -31,13 +31,10 @@ def composed(values: Tensor, stride: int, factors: Tensor | None, *, between: bo
         factors = factors.expand(elements, channels).contiguous()
         scale = factors.data_ptr()
 
-    def features(first: int, last: int) -> None:
-        run(
-            source, elements, stride, channels, first, last, scale, factors is not None, between, workspace.work,
-            target,
-        )  # fmt: skip
+    def features(turns: int) -> None:
+        run(source, elements, stride, channels, turns, scale, factors is not None, between, workspace.work, target)
 
-    share(channels, max(merge.TILE, _LARGE // max(1, elements)), features)
+    share(-(-channels // merge.TILE), max(1, _LARGE // merge.TILE // max(1, elements)), features)
     return out
 
 

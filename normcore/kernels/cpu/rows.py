@@ -36,7 +36,7 @@ def row_norm(
         if count * length > SMALL:
             return _plain_rows(x, y, count, length, eps, center, scale, shift, kind)
         run = rows.plain_rows.of(x.dtype, kind)
-        run(x.data_ptr(), y.data_ptr(), count, length, eps, center, scale, shift, workspace.work)
+        run(x.data_ptr(), y.data_ptr(), 0, count, length, eps, center, scale, shift, workspace.work)
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
@@ -50,18 +50,20 @@ def row_norm(
         means, rests, vars = values[MEAN].data_ptr(), values[MEAN_LOW].data_ptr(), var.data_ptr()
         apply = rows.row_apply.of(x.dtype, kind)
 
-        def parts(first: int, last: int) -> None:
+        cut = count * -(-length // WIDE)
+
+        def parts(turns: int) -> None:
             apply(
-                source, target, plan.address, WIDE, first, last, means, rests, vars, eps, scale, shift, real,
+                source, target, plan.address, WIDE, turns, cut, means, rests, vars, eps, scale, shift, real,
                 workspace.scratch,
             )  # fmt: skip
 
-        share(count * -(-length // WIDE), 4, parts)
+        share(cut, 4, parts)
         return y
     run = rows.row_norm.of(x.dtype, kind)
 
-    def some(first: int, last: int) -> None:
-        run(source, target, plan.address, first, last, eps, scale, shift, real, workspace.scratch)
+    def some(turns: int) -> None:
+        run(source, target, plan.address, turns, count, eps, scale, shift, real, workspace.scratch)
 
     share(count, grain(length * x.itemsize), some)
     return y
@@ -71,15 +73,14 @@ def _plain_rows(
     x: Tensor, y: Tensor, count: int, length: int, eps: float, center: bool, scale: int, shift: int, kind: torch.dtype
 ) -> Tensor:
     source, target = x.data_ptr(), y.data_ptr()
-    step, jump = length * x.itemsize, length * y.itemsize
-    streaming = count * jump >= STREAM
+    streaming = count * length * y.itemsize >= STREAM
     run = (rows.streamed_rows if streaming else rows.plain_rows).of(x.dtype, kind)
 
-    def part(first: int, last: int) -> None:
+    def part(turns: int) -> None:
         room = (workspace.work, workspace.scratch) if streaming else (workspace.work,)
-        run(source + first * step, target + first * jump, last - first, length, eps, center, scale, shift, *room)
+        run(source, target, turns, count, length, eps, center, scale, shift, *room)
 
-    share(count, grain(step), part)
+    share(count, grain(length * x.itemsize), part)
     return y
 
 
@@ -100,10 +101,11 @@ def row_norm_ragged(
     run = rows.row_norm_ragged.of(x.dtype, kind)
     source, target, begin, size = x.data_ptr(), y.data_ptr(), starts.data_ptr(), lengths.data_ptr()
 
-    def part(first: int, last: int) -> None:
-        run(source, target, first, last, begin, size, eps, center, scale, shift)
-
     count = starts.shape[0]
+
+    def part(turns: int) -> None:
+        run(source, target, turns, count, begin, size, eps, center, scale, shift)
+
     share(count, grain(max(1, x.nbytes // max(1, count))), part)
     return y
 
@@ -123,8 +125,8 @@ def power_norm(
     plan = numbers(length, *steps, mask is not None, staged, streaming)
     run = rows.power_norm.of(x.dtype)
 
-    def part(first: int, last: int) -> None:
-        run(source, target, plan.address, first, last, p, eps, real, workspace.scratch)
+    def part(turns: int) -> None:
+        run(source, target, plan.address, turns, count, p, eps, real, workspace.scratch)
 
     share(count, grain(length * x.itemsize), part)
     return y

@@ -6,16 +6,35 @@ not crowd the cores. What is shared out is cut by the shape alone, so results do
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 
 import torch
 
-# Parts that are enough for threads to end at about the same time; between parts they wait for the GIL.
-PARTS = 64
+
+
+try:
+    _processor: Callable[[], int] = ctypes.CDLL(None).sched_getcpu
+except (AttributeError, OSError, TypeError):  # pragma: no cover - not on Linux
+
+    def _processor() -> int:
+        return -1
+
+
+def _keep_off(processor: int) -> None:
+    """Move this thread from a processor, where another has begun: a thread that is woken is often put beside its waker.
+
+    The scheduler parts them after milliseconds, in which a kernel is done.
+    """
+    if _processor() != processor or processor < 0:
+        return
+    allowed = os.sched_getaffinity(0)
+    if others := allowed - {processor}:
+        os.sched_setaffinity(0, others)
+        os.sched_setaffinity(0, allowed)
 
 
 class Team:
@@ -26,25 +45,27 @@ class Team:
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernels")
         self._busy = 0
 
-    def share(self, total: int, grain: int, run: Callable[[int, int], None]) -> None:
-        """Call run(first, last) on parts of range(total), `grain` long or longer, here and on threads that are free."""
+    def share(self, total: int, grain: int, run: Callable[[int], None]) -> None:
+        """Call run(turns) here and on threads that are free, for kernels that take turns at range(total).
+
+        turns is the address of what `compiled.language.follow` reads: parts are `grain` long; 0 for one thread alone.
+        """
         if total <= grain:
-            run(0, total)
+            run(0)
             return
-        grain = max(grain, total // PARTS)
-        parts = -(-total // grain)
         with self._lock:
-            helpers = max(0, min(parts, torch.get_num_threads() - self._busy) - 1)
+            helpers = max(0, min(-(-total // grain), torch.get_num_threads() - self._busy) - 1)
             self._busy += 1 + helpers
-        numbers = count()
+        turns = (ctypes.c_int64 * 2)(0, grain)
+        address, here = ctypes.addressof(turns), _processor()
 
-        def work() -> None:
-            while (part := next(numbers)) < parts:
-                run(part * grain, min(total, (part + 1) * grain))
+        def help_out() -> None:
+            _keep_off(here)
+            run(address)
 
-        helping = [self._pool.submit(work) for _ in range(helpers)]
+        helping = [self._pool.submit(help_out) for _ in range(helpers)]
         try:
-            work()
+            run(address)
         finally:
             for one in helping:
                 if not one.cancel():
@@ -56,7 +77,7 @@ class Team:
 _team = Team()
 
 
-def share(total: int, grain: int, run: Callable[[int, int], None]) -> None:
+def share(total: int, grain: int, run: Callable[[int], None]) -> None:
     """Team.share of this process's team."""
     _team.share(total, grain, run)
 

@@ -19,8 +19,10 @@ from normcore.kernels.cpu.compiled.language import (
     Y,
     address,
     at,
+    begin,
     copied,
     flag,
+    follow,
     inlined,
     is_wide,
     item_bytes,
@@ -162,12 +164,12 @@ def apply_block(
                         copied(target, scratch, i)
 
 
-@kernel(X, Y, INTS, INT, INT, F64, REAL, REAL, BYTES, F64, Y)
+@kernel(X, Y, INTS, INTS, INT, F64, REAL, REAL, BYTES, F64, Y)
 def block_apply(
-    x: Any, y: Any, plan: Any, first: int, last: int, by: Any, low: float, high: float, mask: Any, table: Any,
+    x: Any, y: Any, plan: Any, turns: Any, total: int, by: Any, low: float, high: float, mask: Any, table: Any,
     scratch: Any,
 ) -> None:  # fmt: skip
-    """Blocks `first` to `last` of x (A, C, B), cut as in `moments.block_moments`, by coefficients (5, C).
+    """The blocks of x (A, C, B), in turns, cut as in `moments.block_moments`, by coefficients (5, C).
 
     plan is A, C, B; rows of A, values of B, channels in a block; the mask's strides; whether there is one, whether the
     output goes by way of scratch, and whether from there past the caches.
@@ -177,7 +179,8 @@ def block_apply(
     mask_row, mask_channel, mask_one = whole(plan, 6), whole(plan, 7), whole(plan, 8)
     masked, staged, streaming = whole(plan, 9) != 0, whole(plan, 10) != 0, whole(plan, 11) != 0
     tiles, spans = (channels + tile - 1) // tile, (after + span - 1) // span
-    for block in range(first, last):
+    block = begin(turns, total)
+    while block < total:
         row, place = (block // (tiles * spans)) * rows, (block % spans) * span
         channel = ((block // spans) % tiles) * tile
         height, length = min(rows, before - row), min(span, after - place)
@@ -195,5 +198,6 @@ def block_apply(
             at(mask, row * mask_row + channel * mask_channel + place * mask_one), mask_row, mask_channel, mask_one,
             masked, scratch, staged, streaming,
         )  # fmt: skip
+        block = follow(turns, block, total)
     if streaming:
         streamed()

@@ -353,3 +353,32 @@ def streamed(_typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def _claimed(_typing: Any, turns: Any) -> Any:
+    """The number of a part that no other thread has."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", arguments[0], _I64(1), "monotonic")
+
+    return types.int64(turns), generate
+
+
+@inlined
+def begin(turns: Any, total: int) -> int:
+    """The first of range(total) for this thread, `total` if there is none: see `follow`."""
+    return 0 if address(turns) == 0 else min(total, _claimed(turns) * whole(turns, 1))
+
+
+@inlined
+def follow(turns: Any, one: int, total: int) -> int:
+    """The next one for this thread.
+
+    turns is the number of the next part, which threads share, and how long parts are; its address is 0 where this thread
+    is to do all of them. So parts are taken without the GIL: to wait for it gets a thread moved to another's core.
+    """
+    one += 1
+    if address(turns) == 0 or one % whole(turns, 1) != 0:
+        return one
+    return begin(turns, total)

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from normcore.kernels.base import COUNT, M2, M2_LOW, MAX, MEAN, MEAN_LOW, MIN
-from normcore.kernels.cpu.compiled.language import F64, FLAG, INT, REAL, at, get, inlined, kernel, put
+from normcore.kernels.cpu.compiled.language import F64, FLAG, INT, INTS, REAL, at, begin, follow, get, inlined, kernel, put
 from normcore.kernels.cpu.compiled.twofold import add, div, mul
 
 # Features side by side, whose sums fit the first-level cache.
@@ -120,16 +120,23 @@ def compose_features(
             put(target, MAX * C + c, get(work, _HIGH + c) if seen else -math.inf)
 
 
-@kernel(F64, INT, INT, INT, INT, INT, F64, FLAG, FLAG, F64, F64)
+@kernel(F64, INT, INT, INT, INTS, F64, FLAG, FLAG, F64, F64)
 def compose(
-    values: Any, elements: int, stride: int, C: int, first: int, last: int, factors: Any, scaled: bool, between: bool,
-    work: Any, out: Any,
+    values: Any, elements: int, stride: int, C: int, turns: Any, factors: Any, scaled: bool, between: bool, work: Any,
+    out: Any,
 ) -> None:  # fmt: skip
-    """Features `first` to `last` of all K of values, `stride` apart, each (7, C), into out (7, C).
+    """All K of values, `stride` apart, each (7, C), into out (7, C); tiles of features in turns.
 
     If scaled, weights are times factors (K, C) first. What counts 0 is not looked at.
     """
-    compose_features(values, elements, stride, C, first, last, factors, scaled, between, work, out)
+    tiles = (C + TILE - 1) // TILE
+    tile = begin(turns, tiles)
+    while tile < tiles:
+        first = tile * TILE
+        compose_features(
+            values, elements, stride, C, first, min(C, first + TILE), factors, scaled, between, work, out
+        )
+        tile = follow(turns, tile, tiles)
 
 
 @kernel(F64, INT, INT, REAL, F64)

@@ -20,7 +20,9 @@ from normcore.kernels.cpu.compiled.language import (
     INTS,
     X,
     at,
+    begin,
     float64,
+    follow,
     get,
     inlined,
     kernel,
@@ -111,11 +113,11 @@ def one_block(
     return False
 
 
-@kernel(X, INTS, INT, INT, BYTES, F64, F64, F64, returns=FLAG)
+@kernel(X, INTS, INTS, INT, BYTES, F64, F64, F64, returns=FLAG)
 def block_moments(
-    x: Any, plan: Any, first: int, last: int, mask: Any, weights: Any, work: Any, out: Any
+    x: Any, plan: Any, turns: Any, total: int, mask: Any, weights: Any, work: Any, out: Any
 ) -> bool:  # fmt: skip
-    """Blocks `first` to `last` of x (A, C, B) into out (K, 8, C); whether all are known to be plain.
+    """The blocks of x (A, C, B) into out (K, 8, C), in turns; whether all of this thread are known to be plain.
 
     Blocks are in memory's order: of A, of C within it, of B within that; K counts those of A and B. plan is A, C, B;
     rows of A, values of B, channels in a block; the mask's strides; whether there is one, whether there are weights,
@@ -127,7 +129,8 @@ def block_moments(
     masked, weighted, omit = whole(plan, 9) != 0, whole(plan, 10) != 0, whole(plan, 11) != 0
     tiles, spans = (channels + tile - 1) // tile, (after + span - 1) // span
     plain = True
-    for block in range(first, last):
+    block = begin(turns, total)
+    while block < total:
         row, place = (block // (tiles * spans)) * rows, (block % spans) * span
         channel = ((block // spans) % tiles) * tile
         plain &= one_block(
@@ -137,4 +140,5 @@ def block_moments(
             at(weights, row if weighted else 0), masked, weighted, omit, work,
             at(out, ((block // (tiles * spans)) * spans + block % spans) * ROWS * channels + channel), channels,
         )  # fmt: skip
+        block = follow(turns, block, total)
     return plain

@@ -21,7 +21,9 @@ from normcore.kernels.cpu.compiled.language import (
     Y,
     address,
     at,
+    begin,
     float64,
+    follow,
     get,
     inlined,
     kernel,
@@ -83,12 +85,12 @@ def affine(channels: int, weight: Any, bias: Any, table: Any) -> None:
             note(table, TILE + c, 0.0)
 
 
-@kernel(X, Y, INTS, INT, INT, F64, P, P, BYTES, F64, F64, F64, Y, F64, returns=FLAG)
+@kernel(X, Y, INTS, INTS, INT, F64, P, P, BYTES, F64, F64, F64, Y, F64, returns=FLAG)
 def channel_norm(
-    x: Any, y: Any, plan: Any, first: int, last: int, rule: Any, weight: Any, bias: Any, mask: Any,
+    x: Any, y: Any, plan: Any, turns: Any, total: int, rule: Any, weight: Any, bias: Any, mask: Any,
     work: Any, table: Any, partial: Any, scratch: Any, out: Any,
 ) -> bool:  # fmt: skip
-    """Tiles `first` to `last` of channels of x (A, C, B), and their moments into out (8, C); whether all are plain.
+    """Tiles of channels of x (A, C, B), in turns, and their moments into out (8, C); whether those are all plain.
 
     plan is as for `apply.block_apply`, with whether to leave out what is not finite at its end. rule is eps, std_eps,
     low, high, lowest, highest: onto [low, high] where low is not NaN, else to unit variance; then kept within lowest
@@ -104,7 +106,8 @@ def channel_norm(
     blocks = ((before + rows - 1) // rows) * spans
     stride = channels * after
     plain = True
-    for number in range(first, last):
+    number = begin(turns, total)
+    while number < total:
         channel = number * tile
         width = min(tile, channels - channel)
         here = channel * after
@@ -157,6 +160,7 @@ def channel_norm(
             spread(table, width, after if after < LONG_RUN else 1), load(rule, 4), load(rule, 5), real, mask_row,
             mask_channel, mask_one, masked, scratch, staged, streaming,
         )  # fmt: skip
+        number = follow(turns, number, total)
     if streaming:
         streamed()
     return plain

@@ -24,9 +24,11 @@ from normcore.kernels.cpu.compiled.language import (
     added,
     address,
     at,
+    begin,
     copied,
     flag,
     float64,
+    follow,
     get,
     inlined,
     is_wide,
@@ -203,11 +205,11 @@ def is_padding(mask: Any, length: int, mask_one: int) -> bool:
     return real == 0
 
 
-@kernel(X, Y, INTS, INT, INT, REAL, P, P, BYTES, Y)
+@kernel(X, Y, INTS, INTS, INT, REAL, P, P, BYTES, Y)
 def row_norm(
-    x: Any, y: Any, plan: Any, first: int, last: int, eps: float, weight: Any, bias: Any, mask: Any, scratch: Any
+    x: Any, y: Any, plan: Any, turns: Any, total: int, eps: float, weight: Any, bias: Any, mask: Any, scratch: Any
 ) -> None:  # fmt: skip
-    """Rows `first` to `last`; no weight or bias where its address is 0.
+    """The rows, in turns; no weight or bias where its address is 0.
 
     plan is K, P, S, the mask's strides, and whether there is one, whether to centre, whether the output goes by way of
     scratch, and whether from there past the caches.
@@ -219,22 +221,24 @@ def row_norm(
         whole(plan, 5) != 0, whole(plan, 6) != 0, whole(plan, 7) != 0, whole(plan, 8) != 0,
     )  # fmt: skip
     weighted, biased, run = address(weight) != 0, address(bias) != 0, length // segments
-    for row in range(first, last):
+    partly = masked and mask_one != 0
+    row = begin(turns, total)
+    while row < total:
         source, target, real = at(x, row * length), at(y, row * length), at(mask, row * mask_row)
         own = (row % period) * segments if period > 1 else 0
         if masked and is_padding(real, length, mask_one):
             for i in range(length):
                 store(target, i, load(source, i))
-            continue
-        partly = masked and mask_one != 0
-        if partly:
-            mean, rest, var = real_deviations(source, length, center, real, mask_one)
         else:
-            mean, rest, var = deviations(source, length, center)
-        write(
-            source, target, length, mean, rest, var, eps, at(weight, own), at(bias, own), weighted, biased, run, 0,
-            real, mask_one, partly, scratch, staged, streaming,
-        )  # fmt: skip
+            if partly:
+                mean, rest, var = real_deviations(source, length, center, real, mask_one)
+            else:
+                mean, rest, var = deviations(source, length, center)
+            write(
+                source, target, length, mean, rest, var, eps, at(weight, own), at(bias, own), weighted, biased, run, 0,
+                real, mask_one, partly, scratch, staged, streaming,
+            )  # fmt: skip
+        row = follow(turns, row, total)
     if streaming:
         streamed()
 
@@ -244,27 +248,28 @@ SHORT = 4096
 WORK = 2 * SHORT
 
 
-@kernel(X, Y, INT, INT, REAL, FLAG, P, P, F64)
+@kernel(X, Y, INTS, INT, INT, REAL, FLAG, P, P, F64)
 def plain_rows(
-    x: Any, y: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any
+    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any
 ) -> None:  # fmt: skip
-    """Short rows, the same weight and bias in each: none where its address is 0. Nothing is masked or streamed."""
-    plain(x, y, rows, length, eps, center, weight, bias, work, y, False)
+    """Short rows, in turns, the same weight and bias in each: none where its address is 0. Nothing is masked or streamed."""
+    plain(x, y, turns, rows, length, eps, center, weight, bias, work, y, False)
 
 
-@kernel(X, Y, INT, INT, REAL, FLAG, P, P, F64, Y)
+@kernel(X, Y, INTS, INT, INT, REAL, FLAG, P, P, F64, Y)
 def streamed_rows(
-    x: Any, y: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any, scratch: Any
+    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any,
+    scratch: Any,
 ) -> None:  # fmt: skip
     """The same, past the caches."""
-    plain(x, y, rows, length, eps, center, weight, bias, work, scratch, True)
+    plain(x, y, turns, rows, length, eps, center, weight, bias, work, scratch, True)
     streamed()
 
 
 @inlined
 def plain(
-    x: Any, y: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any, scratch: Any,
-    streaming: bool,
+    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any,
+    scratch: Any, streaming: bool,
 ) -> None:  # fmt: skip
     """See `plain_rows`."""
     weighted, biased = address(weight) != 0, address(bias) != 0
@@ -274,28 +279,31 @@ def plain(
     if biased:
         for i in range(length):
             put(work, SHORT + i, get(bias, i))
-    for row in range(rows):
+    row = begin(turns, rows)
+    while row < rows:
         source, target = at(x, row * length), at(y, row * length)
         mean, rest, var = deviations(source, length, center)
         write(
             source, target, length, mean, rest, var, eps, work, at(work, SHORT), weighted, biased, 1, 0,
             work, 0, False, scratch, streaming, streaming,
         )  # fmt: skip
+        row = follow(turns, row, rows)
 
 
-@kernel(X, Y, INTS, INT, INT, INT, F64, F64, F64, REAL, P, P, BYTES, Y)
+@kernel(X, Y, INTS, INT, INTS, INT, F64, F64, F64, REAL, P, P, BYTES, Y)
 def row_apply(
-    x: Any, y: Any, plan: Any, part: int, first: int, last: int, means: Any, rests: Any, vars: Any, eps: float,
+    x: Any, y: Any, plan: Any, part: int, turns: Any, total: int, means: Any, rests: Any, vars: Any, eps: float,
     weight: Any, bias: Any, mask: Any, scratch: Any,
 ) -> None:  # fmt: skip
-    """Parts `first` to `last` of rows that are cut into parts, by statistics that are known; plan as in `row_norm`."""
+    """The parts of rows that are cut, in turns, by statistics that are known; plan as in `row_norm`."""
     length, period, segments, mask_row, mask_one = (
         whole(plan, 0), whole(plan, 1), whole(plan, 2), whole(plan, 3), whole(plan, 4),
     )  # fmt: skip
     masked, staged, streaming = whole(plan, 5) != 0, whole(plan, 7) != 0, whole(plan, 8) != 0
     weighted, biased, run = address(weight) != 0, address(bias) != 0, length // segments
     parts = (length + part - 1) // part
-    for block in range(first, last):
+    block = begin(turns, total)
+    while block < total:
         row, start = block // parts, (block % parts) * part
         count, own = min(part, length - start), (row % period) * segments if period > 1 else 0
         here = row * length + start
@@ -304,17 +312,19 @@ def row_apply(
             at(weight, own), at(bias, own), weighted, biased, run, start,
             at(mask, row * mask_row + start * mask_one), mask_one, masked, scratch, staged, streaming,
         )  # fmt: skip
+        block = follow(turns, block, total)
     if streaming:
         streamed()
 
 
-@kernel(X, Y, INT, INT, INTS, INTS, REAL, FLAG, P, P)
+@kernel(X, Y, INTS, INT, INTS, INTS, REAL, FLAG, P, P)
 def row_norm_ragged(
-    x: Any, y: Any, first: int, last: int, starts: Any, lengths: Any, eps: float, center: bool, weight: Any, bias: Any
+    x: Any, y: Any, turns: Any, total: int, starts: Any, lengths: Any, eps: float, center: bool, weight: Any, bias: Any
 ) -> None:  # fmt: skip
-    """Rows `first` to `last` of an arena; no weight or bias where its address is 0."""
+    """The rows of an arena, in turns; no weight or bias where its address is 0."""
     weighted, biased = address(weight) != 0, address(bias) != 0
-    for row in range(first, last):
+    row = begin(turns, total)
+    while row < total:
         start, length = whole(starts, row), whole(lengths, row)
         if length > 0:
             source = at(x, start)
@@ -322,6 +332,7 @@ def row_norm_ragged(
             divisor = math.sqrt(var + eps)
             divisor = 1.0 if divisor == 0.0 else divisor
             scaled(source, at(y, start), length, mean, rest, divisor, weight, bias, weighted, biased, 1, 0)
+        row = follow(turns, row, total)
 
 
 @inlined
@@ -363,18 +374,19 @@ def power(x: Any, length: int, p: float, mask: Any, mask_one: int, masked: bool)
     return largest * (math.sqrt(total) if p == 2.0 else total if p == 1.0 else total ** (1.0 / p))
 
 
-@kernel(X, Y, INTS, INT, INT, REAL, REAL, BYTES, Y)
+@kernel(X, Y, INTS, INTS, INT, REAL, REAL, BYTES, Y)
 def power_norm(
-    x: Any, y: Any, plan: Any, first: int, last: int, p: float, eps: float, mask: Any, scratch: Any
+    x: Any, y: Any, plan: Any, turns: Any, total: int, p: float, eps: float, mask: Any, scratch: Any
 ) -> None:  # fmt: skip
-    """Rows `first` to `last`, each by its p-norm, which is at least eps.
+    """The rows, in turns, each by its p-norm, which is at least eps.
 
     plan is K, the mask's strides, and whether there is one, whether the output goes by way of scratch, and whether from
     there past the caches.
     """
     length, mask_row, mask_one = whole(plan, 0), whole(plan, 1), whole(plan, 2)
     masked, staged, streaming = whole(plan, 3) != 0, whole(plan, 4) != 0, whole(plan, 5) != 0
-    for row in range(first, last):
+    row = begin(turns, total)
+    while row < total:
         source, real = at(x, row * length), at(mask, row * mask_row)
         norm = power(source, length, p, real, mask_one, masked)
         norm = eps if norm < eps else norm
@@ -392,5 +404,6 @@ def power_norm(
             elif staged:
                 for i in range(count):
                     copied(target, scratch, i)
+        row = follow(turns, row, total)
     if streaming:
         streamed()
