@@ -104,8 +104,8 @@ def by_row(x: Tensor, normalized_shape: int | Sequence[int], mask: Tensor | None
     """
     given = x.shape
     if mask is None and given and given[-1] == normalized_shape and x.is_contiguous():  # mostly
-        rows = given[0] if len(given) == 2 else prod(given[:-1])
-        return tuple.__new__(RowView, (x, (rows, given[-1]), None))
+        length = given[-1]
+        return tuple.__new__(RowView, (x, (given[0] if len(given) == 2 else prod(given[:-1]), length), None))
     check_mask(mask, x)
     sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     kept = len(given) - len(sizes)
@@ -142,6 +142,8 @@ def by_axes(x: Tensor, axes: Sequence[int], mask: Tensor | None = None) -> RowVi
     Raises:
         ShapeMismatch: x has no such axis; one is named twice; the mask does not fit x.
     """
+    if mask is None and _are_last(x, axes) and x.is_contiguous():  # mostly
+        return RowView(x, (x.numel() // x.shape[-1] if x.shape[-1] else prod(x.shape[:-1]), x.shape[-1]), None)
     check_mask(mask, x)
     order = _order(x, axes)
     if order == sorted(order):
@@ -151,6 +153,8 @@ def by_axes(x: Tensor, axes: Sequence[int], mask: Tensor | None = None) -> RowVi
 
 def from_axes(y: Tensor, axes: Sequence[int], x: Tensor) -> Tensor:
     """The inverse of `by_axes`: y with its axes where x has them."""
+    if _are_last(x, axes):
+        return y
     order = _order(x, axes)
     return y if order == sorted(order) else y.permute([order.index(axis) for axis in range(x.dim())])
 
@@ -171,11 +175,15 @@ def affine(weight: Tensor | None, bias: Tensor | None, count: int, x: Tensor) ->
     Raises:
         ShapeMismatch: one has another number of values.
     """
-    if weight is None and bias is None:
-        return None, None
-    if weight is not None and _is_dense(weight, count, x) and (bias is None or _is_dense(bias, count, x)):
-        return weight, bias
     kind = torch.float32
+    for one in (weight, bias):
+        if one is not None and not (
+            one.dtype is kind and one.numel() == count and one.is_contiguous() and one.is_cpu and not one.requires_grad
+        ):
+            break
+    else:
+        if x.is_cpu or (weight is None and bias is None):  # mostly
+            return weight, bias
     if (weight is not None and weight.dtype is not kind) or (bias is not None and bias.dtype is not kind):
         kind = torch.float64
     return (
@@ -259,6 +267,11 @@ def _axis(x: Tensor, axis: int, name: str) -> int:
     return axis % x.dim()
 
 
+def _are_last(x: Tensor, axes: Sequence[int]) -> bool:
+    """Whether the axes are the last one."""
+    return len(axes) == 1 and x.dim() > 0 and axes[0] in (-1, x.dim() - 1)
+
+
 def _order(x: Tensor, axes: Sequence[int]) -> list[int]:
     last = [_axis(x, axis, "axes") for axis in axes]
     if len(set(last)) != len(last):
@@ -303,18 +316,6 @@ def _fold(mask: Tensor, sizes: torch.Size, groups: Sequence[tuple[int, ...]]) ->
                 full[axis] = sizes[axis]
         shape.append(1 if same else prod(sizes[axis] for axis in group))
     return mask.expand(full).permute([axis for group in groups for axis in group]).reshape(shape)
-
-
-def _is_dense(value: Tensor, count: int, x: Tensor) -> bool:
-    """Whether a parameter needs nothing done: mostly."""
-    return (
-        value.dtype is torch.float32
-        and value.numel() == count
-        and value.is_contiguous()
-        and value.is_cpu
-        and x.is_cpu
-        and not value.requires_grad
-    )
 
 
 def _sized(value: Tensor, count: int, dtype: torch.dtype, x: Tensor, name: str) -> Tensor:

@@ -31,11 +31,11 @@ def layer_norm(
         InvalidParameter: eps is out of range.
     """
     layout.check_eps(eps)
-    view = layout.by_row(x, normalized_shape, mask)
-    length = view.shape[1]
-    weight, bias = layout.affine(weight, bias, length, x)
-    into = None if out is None else layout.target(out, view.x)
-    y = launch.row_norm(view.x, view.shape, eps, True, weight, bias, (1, length), view.mask, into)
+    x, shape, mask = layout.by_row(x, normalized_shape, mask)
+    if weight is not None or bias is not None:
+        weight, bias = layout.affine(weight, bias, shape[1], x)
+    into = None if out is None else layout.target(out, x)
+    y = launch.row_norm(x, shape, eps, True, weight, bias, (1, shape[1]), mask, into)
     return y if out is None else layout.delivered(y, out)
 
 

@@ -116,13 +116,11 @@ def strides(mask: Tensor) -> tuple[int, ...]:
 
 def parameters(weight: Tensor | None, bias: Tensor | None) -> tuple[int, int, torch.dtype]:
     """Addresses of dense parameters of one type, 0 for none, and the type."""
-    if weight is None:
-        return (0, 0, torch.float64) if bias is None else (0, bias.data_ptr(), bias.dtype)
-    return weight.data_ptr(), 0 if bias is None else bias.data_ptr(), weight.dtype
+    if weight is not None:
+        return weight.data_ptr(), 0 if bias is None else bias.data_ptr(), weight.dtype
+    return (0, 0, torch.float64) if bias is None else (0, bias.data_ptr(), bias.dtype)
 
 
 def output(x: Tensor) -> Tensor:
     """A tensor like x, of the output's type."""
-    if x.dtype.is_floating_point and not x.requires_grad:
-        return torch.empty_like(x)
-    return torch.empty_like(x, dtype=output_dtype(x), requires_grad=False)
+    return torch.empty_like(x) if x.is_floating_point() else torch.empty_like(x, dtype=output_dtype(x))

@@ -33,10 +33,17 @@ def row_norm(
     if count * length == 0:
         return y
     if mask is None and length <= rows.SHORT and (per == (1, length) or scale == shift == 0):
-        if count * length > SMALL:
-            return _plain_rows(x, y, count, length, eps, center, scale, shift, kind)
-        run = rows.plain_rows.of(x.dtype, kind)
-        run(x.data_ptr(), y.data_ptr(), 0, count, length, eps, center, scale, shift, workspace.work)
+        run = rows.short_rows.of(x.dtype, kind)
+        if count * length <= SMALL:
+            run(x.data_ptr(), y.data_ptr(), 0, count, length, eps, center, False, scale, shift, workspace.work)
+            return y
+        source, target = x.data_ptr(), y.data_ptr()
+        streaming, size = count * length * y.itemsize >= STREAM, rows.together(length)
+
+        def group(turns: int) -> None:
+            run(source, target, turns, count, length, eps, center, streaming, scale, shift, workspace.work)
+
+        share(-(-count // size), grain(size * length * x.itemsize), group)
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
@@ -66,21 +73,6 @@ def row_norm(
         run(source, target, plan.address, turns, count, eps, scale, shift, real, workspace.scratch)
 
     share(count, grain(length * x.itemsize), some)
-    return y
-
-
-def _plain_rows(
-    x: Tensor, y: Tensor, count: int, length: int, eps: float, center: bool, scale: int, shift: int, kind: torch.dtype
-) -> Tensor:
-    source, target = x.data_ptr(), y.data_ptr()
-    streaming = count * length * y.itemsize >= STREAM
-    run = (rows.streamed_rows if streaming else rows.plain_rows).of(x.dtype, kind)
-
-    def part(turns: int) -> None:
-        room = (workspace.work, workspace.scratch) if streaming else (workspace.work,)
-        run(source, target, turns, count, length, eps, center, scale, shift, *room)
-
-    share(count, grain(length * x.itemsize), part)
     return y
 
 

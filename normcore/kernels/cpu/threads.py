@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-
-
 try:
     _processor: Callable[[], int] = ctypes.CDLL(None).sched_getcpu
 except (AttributeError, OSError, TypeError):  # pragma: no cover - not on Linux

@@ -9,6 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from normcore.kernels.cpu.compiled.lanes import (
+    LANES,
+    before_line,
+    clipped_lanes,
+    fused,
+    load_lanes,
+    look_lanes,
+    store_lanes,
+    stream_lanes,
+)
 from normcore.kernels.cpu.compiled.language import (
     BYTES,
     F64,
@@ -37,7 +47,7 @@ from normcore.kernels.cpu.compiled.language import (
     times,
     whole,
 )
-from normcore.kernels.cpu.compiled.sums import LONG_RUN, TILE
+from normcore.kernels.cpu.compiled.sums import LONG_RUN, TILE, fetch_ahead
 
 # Values that go through the first-level cache on their way past the others.
 AT_ONCE = 2048
@@ -62,15 +72,19 @@ def flush(target: Any, source: Any, length: int) -> None:
 
 
 @inlined
-def tabulate(table: Any, c: int, offset: float, rest: float, divisor: float, factor: float, shift: float) -> None:
+def tabulate(
+    table: Any, c: int, wide: bool, offset: float, rest: float, divisor: float, factor: float, shift: float
+) -> None:  # fmt: skip
     """Coefficients of a channel into the second half of a table (2, 6, TILE); the last is factor / divisor."""
     divisor = 1.0 if divisor == 0.0 else divisor
     note(table, 6 * TILE + c, offset)
-    note(table, 7 * TILE + c, rest)
-    note(table, 8 * TILE + c, divisor)
-    note(table, 9 * TILE + c, factor)
     note(table, 10 * TILE + c, shift)
-    note(table, 11 * TILE + c, factor / divisor)
+    if wide:
+        note(table, 7 * TILE + c, rest)
+        note(table, 8 * TILE + c, divisor)
+        note(table, 9 * TILE + c, factor)
+    else:
+        note(table, 11 * TILE + c, factor / divisor)
 
 
 @inlined
@@ -94,33 +108,70 @@ def clipped(value: float, low: float, high: float) -> Any:
 
 
 @inlined
-def apply_columns(x: Any, y: Any, columns: int, own: Any, low: float, high: float) -> None:
-    """One row of columns, each by its own coefficients."""
+def apply_column(x: Any, y: Any, i: int, own: Any, low: float, high: float) -> None:
+    """One value by its column's coefficients."""
     if is_wide(x):
-        for i in range(columns):
-            value = ((load(x, i) - look(own, i)) - look(own, TILE + i)) / look(own, 2 * TILE + i)
-            store(y, i, clipped(value * look(own, 3 * TILE + i) + look(own, 4 * TILE + i), low, high))
-    elif low == -math.inf and high == math.inf:
-        for i in range(columns):
-            store(y, i, plus(times(load(x, i) - look(own, i), look(own, 5 * TILE + i)), look(own, 4 * TILE + i)))
+        value = ((load(x, i) - look(own, 0)) - look(own, TILE)) / look(own, 2 * TILE)
+        value = value * look(own, 3 * TILE) + look(own, 4 * TILE)
     else:
-        for i in range(columns):
-            value = plus(times(load(x, i) - look(own, i), look(own, 5 * TILE + i)), look(own, 4 * TILE + i))
-            store(y, i, clipped(value, low, high))
+        value = plus(times(load(x, i) - look(own, 0), look(own, 5 * TILE)), look(own, 4 * TILE))
+    store(y, i, clipped(value, low, high))
 
 
 @inlined
-def apply_run(x: Any, y: Any, length: int, own: Any, low: float, high: float) -> None:
-    """A run of one channel."""
+def apply_lanes(
+    values: Any, wide: bool, offset: Any, rest: Any, divisor: Any, factor: Any, shift: Any, scale: Any, low: float,
+    high: float, bounded: bool,
+) -> Any:  # fmt: skip
+    """The same, of sixteen."""
+    values = ((values - offset) - rest) / divisor * factor + shift if wide else fused(values - offset, scale, shift)
+    return clipped_lanes(values, low, high) if bounded else values
+
+
+@inlined
+def apply_columns(
+    x: Any, y: Any, rows: int, stride: int, columns: int, own: Any, low: float, high: float, streaming: bool
+) -> None:  # fmt: skip
+    """Rows of columns, each by its own coefficients, `stride` apart; past the caches if streaming."""
+    even, bounded = columns - columns % LANES, low > -math.inf or high < math.inf
+    for row in range(rows):
+        source, target = at(x, row * stride), at(y, row * stride)
+        for i in range(0, even, LANES):
+            if streaming:
+                fetch_ahead(source, i, LANES)
+            values = apply_lanes(
+                load_lanes(source, i), is_wide(x), look_lanes(own, i), look_lanes(own, TILE + i),
+                look_lanes(own, 2 * TILE + i), look_lanes(own, 3 * TILE + i), look_lanes(own, 4 * TILE + i),
+                look_lanes(own, 5 * TILE + i), low, high, bounded,
+            )  # fmt: skip
+            if streaming:
+                stream_lanes(target, i, values)
+            else:
+                store_lanes(target, i, values)
+        for i in range(even, columns):
+            apply_column(source, target, i, at(own, i), low, high)
+
+
+@inlined
+def apply_run(x: Any, y: Any, length: int, own: Any, low: float, high: float, streaming: bool) -> None:
+    """A run of one channel; past the caches if streaming."""
     offset, rest, divisor = look(own, 0), look(own, TILE), look(own, 2 * TILE)
     factor, shift, scale = look(own, 3 * TILE), look(own, 4 * TILE), look(own, 5 * TILE)
-    if is_wide(x):
-        for i in range(length):
-            value = ((load(x, i) - offset) - rest) / divisor
-            store(y, i, clipped(value * factor + shift, low, high))
-    else:
-        for i in range(length):
-            store(y, i, clipped(plus(times(load(x, i) - offset, scale), shift), low, high))
+    bounded = low > -math.inf or high < math.inf
+    head = min(length, before_line(y)) if streaming else 0
+    end = head + (length - head) // LANES * LANES
+    for i in range(head, end, LANES):
+        if streaming:
+            fetch_ahead(x, i, LANES)
+        values = apply_lanes(
+            load_lanes(x, i), is_wide(x), offset, rest, divisor, factor, shift, scale, low, high, bounded
+        )
+        if streaming:
+            stream_lanes(y, i, values)
+        else:
+            store_lanes(y, i, values)
+    for i in range(head + length - end):  # what is left at both sides
+        apply_column(x, y, i if i < head else end + (i - head), own, low, high)
 
 
 @inlined
@@ -130,23 +181,35 @@ def apply_block(
     scratch: Any, staged: bool, streaming: bool,
 ) -> None:  # fmt: skip
     """Rows of a block by coefficients from a table; by way of scratch if staged, past the caches if streaming."""
+    side_by_side = after < LONG_RUN
+    if not masked and not side_by_side:
+        for row in range(rows):
+            for c in range(channels):
+                here = row * stride + c * after
+                apply_run(at(x, here), at(y, here), length, at(own, c), low, high, streaming)
+        return
+    lines = LANES * item_bytes(y)
+    aligned = address(y) % lines == 0 and stride * item_bytes(y) % lines == 0
+    if not masked and (aligned or not streaming):
+        apply_columns(x, y, rows, stride, channels * after, own, low, high, streaming)
+        return
     for row in range(rows):
-        for c in range(0, channels, channels if after < LONG_RUN else 1):
-            whole = channels * after if after < LONG_RUN else length
+        for c in range(0, channels, channels if side_by_side else 1):
+            whole = channels * after if side_by_side else length
             for start in range(0, whole, AT_ONCE):
                 count = min(AT_ONCE, whole - start)
                 here = row * stride + c * after + start
                 source, target = at(x, here), at(y, here)
                 into = scratch if staged else target
-                if after < LONG_RUN:
-                    apply_columns(source, into, count, at(own, start), low, high)
+                if side_by_side:
+                    apply_columns(source, into, 1, 0, count, at(own, start), low, high, False)
                 else:
-                    apply_run(source, into, count, at(own, c), low, high)
-                if masked and after < LONG_RUN and mask_channel == 0 and (mask_one == 0 or after == 1):
+                    apply_run(source, into, count, at(own, c), low, high, False)
+                if masked and side_by_side and mask_channel == 0 and (mask_one == 0 or after == 1):
                     if not flag(mask, row * mask_row):
                         for i in range(count):
                             store(into, i, load(source, i))
-                elif masked and after < LONG_RUN:  # columns of a tile are never cut
+                elif masked and side_by_side:  # columns of a tile are never cut
                     for channel in range(channels):
                         real = at(mask, row * mask_row + channel * mask_channel)
                         for place in range(after):
@@ -189,7 +252,7 @@ def block_apply(
         own = at(by, channel)
         for c in range(width):
             tabulate(
-                table, c, load(own, c), load(own, channels + c), load(own, 2 * channels + c),
+                table, c, is_wide(x), load(own, c), load(own, channels + c), load(own, 2 * channels + c),
                 load(own, 3 * channels + c), load(own, 4 * channels + c),
             )  # fmt: skip
         apply_block(

@@ -1,7 +1,7 @@
 """Sixteen values side by side, for loops that are not left to the compiler's vectorizer.
 
-Those are the ones through memory: a line on its way (`fetch`) must be asked for between two of them, and float32 compared
-sixteen at a time beside float64 added up eight at a time. A processor with narrower registers takes more of them.
+Those are the ones through memory: lines to come must be asked for (`fetch`) in between, and float32 compared sixteen at
+a time beside float64 added up eight at a time. A processor with narrower registers takes several.
 
 Sixteen values are float32 where float32 holds what is stored, else float64. They have +, -, * among themselves and with
 a float64, which makes them float64; `fused` may round once.
@@ -18,10 +18,12 @@ from normcore.kernels.cpu.compiled.language import (
     _address,
     _apart,
     _rounded16,
+    address,
     extending,
     inlined,
     intrinsic,
     ir,
+    item_bytes,
     narrow,
     types,
 )
@@ -126,6 +128,12 @@ def stream_lanes(_typing: Any, pointer: Any, _index: Any, value: Any) -> Any:
     return types.void(pointer, types.int64, value), generate
 
 
+@inlined
+def before_line(pointer: Any) -> int:
+    """How many elements lie before the next address that 64 divides."""
+    return ((64 - address(pointer) % 64) % 64) // item_bytes(pointer)
+
+
 @intrinsic
 def spread_lanes(_typing: Any, value: Any) -> Any:
     """Sixteen times the same."""
@@ -171,7 +179,12 @@ def _overload(symbol: Any, name: str) -> None:
     )
 
 
-for _symbol, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _symbol, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _overload(_symbol, _name)
 
 
@@ -209,6 +222,20 @@ def _extreme(comparison: str) -> Any:
 
 # Of numbers that are no NaN, of one type: see `language.smaller`.
 smaller_lanes, larger_lanes = _extreme("<"), _extreme(">")
+
+
+@intrinsic
+def clipped_lanes(_typing: Any, value: Any, _low: Any, _high: Any) -> Any:
+    """Values within low and high; NaN stays."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = arguments[0]
+        for comparison, limit in (("<", arguments[1]), (">", arguments[2])):
+            bound = _spread(builder, limit)
+            number = builder.select(builder.fcmp_ordered(comparison, number, bound), bound, number)
+        return number
+
+    return DOUBLES(value, types.float64, types.float64), generate
 
 
 def _folded(combine: Any) -> Any:

@@ -1,9 +1,9 @@
 """What the kernels are written in: numba, with pointers, stored types that Python has no word for, and exact rules.
 
 A kernel is a function of pointers and numbers, compiled by LLVM for this processor at its first use (a second), kept on
-disk beside this file or where NUMBA_CACHE_DIR says, and called through ctypes, which gives the GIL away. Nothing is
-compiled with fast-math: sums that may be split into lanes say so one by one (`added`), so that the differences and
-double-doubles beside them stay as they are written.
+disk beside this file or where NUMBA_CACHE_DIR says, and called with addresses, without the GIL. Nothing is compiled
+with fast-math: sums that may be split into lanes say so one by one (`added`), so that the differences and double-doubles
+beside them stay as they are written.
 
 Memory is of kinds that do not overlap, which spares the compiler its checks: what is given, which `load` reads; the
 output, which `store` writes; a table, for `look` and `note`; what is computed with, for `get` and `put`. A kernel may
@@ -12,7 +12,6 @@ have its output where its input is, as it never reads what it has written.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib
 import threading
@@ -66,7 +65,6 @@ F64 = types.CPointer(types.float64)
 BYTES, INTS = types.CPointer(types.uint8), types.CPointer(types.int64)
 INT, REAL, FLAG = types.int64, types.float64, types.boolean
 float64 = types.float64  # within a kernel: as float64, which `float` leaves a float32 from becoming
-_CTYPES: dict[Any, Any] = {INT: ctypes.c_int64, REAL: ctypes.c_double, FLAG: ctypes.c_bool}
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -121,12 +119,20 @@ class Kernel:
         pointers = {one: types.CPointer(stored[one]) for one in stored}
         signature = self._returns(*(pointers.get(one, one) for one in self._parameters))
         try:
-            compiled = numba.cfunc(signature, error_model="numpy", cache=True)(self._function)
+            compiled = numba.njit(signature, error_model="numpy", nogil=True, cache=True)(self._function)
         except RuntimeError:  # nowhere to keep it
-            compiled = numba.cfunc(signature, error_model="numpy")(self._function)
+            compiled = numba.njit(signature, error_model="numpy", nogil=True)(self._function)
         _KEPT.append(compiled)
-        arguments = (_CTYPES.get(one, ctypes.c_void_p) for one in self._parameters)
-        return ctypes.CFUNCTYPE(_CTYPES.get(self._returns), *arguments)(compiled.address)
+        # What is called is not the dispatcher, which would look at the types of numbers that have but one.
+        return compiled.overloads[signature.args].entry_point  # type: ignore[no-any-return]
+
+
+@extending.unbox(types.CPointer)  # type: ignore[misc]
+def _pointer(kind: Any, number: Any, native: Any) -> Any:
+    """A pointer of an address."""
+    address = native.pyapi.long_as_voidptr(number)
+    pointer = native.builder.bitcast(address, native.context.get_value_type(kind))
+    return extending.NativeValue(pointer, is_error=native.pyapi.c_api_error())
 
 
 def kernel(*parameters: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Kernel]:
@@ -253,7 +259,7 @@ def is_wide(_typing: Any, pointer: Any) -> Any:
 
 @intrinsic
 def fetch(_typing: Any, pointer: Any, _index: Any) -> Any:
-    """Have memory on its way to the second-level cache."""
+    """Have memory on its way to the cache."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         target = ir.IntType(8).as_pointer()
@@ -261,7 +267,7 @@ def fetch(_typing: Any, pointer: Any, _index: Any) -> Any:
         function = builder.module.globals.get(name) or ir.Function(
             builder.module, ir.FunctionType(ir.VoidType(), [target, _I32, _I32, _I32]), name
         )
-        builder.call(function, [builder.bitcast(_address(builder, *arguments), target), _I32(0), _I32(2), _I32(1)])
+        builder.call(function, [builder.bitcast(_address(builder, *arguments), target), _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64), generate
@@ -375,8 +381,8 @@ def begin(turns: Any, total: int) -> int:
 def follow(turns: Any, one: int, total: int) -> int:
     """The next one for this thread.
 
-    turns is the number of the next part, which threads share, and how long parts are; its address is 0 where this thread
-    is to do all of them. So parts are taken without the GIL: to wait for it gets a thread moved to another's core.
+    turns is the number of the next part, which threads share, and how long parts are; its address is 0 where this
+    thread is to do all of them. So parts are taken without the GIL; to wait for it gets a thread put beside another.
     """
     one += 1
     if address(turns) == 0 or one % whole(turns, 1) != 0:

@@ -9,7 +9,20 @@ import math
 from typing import Any
 
 from normcore.kernels.base import COUNT, M2, M2_LOW, MAX, MEAN, MEAN_LOW, MIN
-from normcore.kernels.cpu.compiled.language import F64, FLAG, INT, INTS, REAL, at, begin, follow, get, inlined, kernel, put
+from normcore.kernels.cpu.compiled.language import (
+    F64,
+    FLAG,
+    INT,
+    INTS,
+    REAL,
+    at,
+    begin,
+    follow,
+    get,
+    inlined,
+    kernel,
+    put,
+)
 from normcore.kernels.cpu.compiled.twofold import add, div, mul
 
 # Features side by side, whose sums fit the first-level cache.
@@ -133,9 +146,7 @@ def compose(
     tile = begin(turns, tiles)
     while tile < tiles:
         first = tile * TILE
-        compose_features(
-            values, elements, stride, C, first, min(C, first + TILE), factors, scaled, between, work, out
-        )
+        compose_features(values, elements, stride, C, first, min(C, first + TILE), factors, scaled, between, work, out)
         tile = follow(turns, tile, tiles)
 
 

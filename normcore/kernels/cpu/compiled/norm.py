@@ -26,6 +26,7 @@ from normcore.kernels.cpu.compiled.language import (
     follow,
     get,
     inlined,
+    is_wide,
     kernel,
     load,
     look,
@@ -61,11 +62,9 @@ def standardize(
     affine(channels, weight, bias, table)
     for c in range(channels):
         std = math.sqrt(load(var, c) + eps)
-        tabulate(table, c, load(mean, c), 0.0, std, look(table, c), look(table, TILE + c))
+        tabulate(table, c, is_wide(x), load(mean, c), 0.0, std, look(table, c), look(table, TILE + c))
     own = spread(table, channels, after)
-    for row in range(before):
-        here = row * channels * after
-        apply_columns(at(x, here), at(y, here), channels * after, own, -clip, clip)
+    apply_columns(x, y, before, channels * after, channels * after, own, -clip, clip, False)
 
 
 @inlined
@@ -113,16 +112,16 @@ def channel_norm(
         here = channel * after
         real = at(mask, channel * mask_channel)
         known = True
+        # One block is written where it is to be; several are merged first.
+        own, step = (at(out, channel), channels) if blocks == 1 else (at(partial, blocks * ROWS * width), width)
         for block in range(blocks):
             row, place = (block // spans) * rows, (block % spans) * span
             known &= one_block(
                 at(x, row * stride + here + place), min(rows, before - row), stride, width, after,
                 min(span, after - place), at(real, row * mask_row + place * mask_one), mask_row, mask_channel, mask_one,
-                partial, masked, False, omit, work, at(partial, block * ROWS * width), width,
+                partial, masked, False, omit, work, own if blocks == 1 else at(partial, block * ROWS * width), step,
             )  # fmt: skip
-        own = partial
         if blocks > 1:
-            own = at(partial, blocks * ROWS * width)
             compose_features(partial, blocks, ROWS * width, width, 0, width, partial, False, True, work, own)
             for c in range(width):
                 bad = 0.0
@@ -131,28 +130,29 @@ def channel_norm(
                 put(own, NONFINITE * width + c, bad)
         if not known and not omit:
             for c in range(width):
-                if get(own, NONFINITE * width + c) > 0.0:
+                if get(own, NONFINITE * step + c) > 0.0:
                     for i in range(MEAN, NONFINITE):
-                        put(own, i * width + c, math.nan)
+                        put(own, i * step + c, math.nan)
         plain &= known
-        for i in range(ROWS):
-            for c in range(width):
-                store(out, i * channels + channel + c, get(own, i * width + c))
+        if blocks > 1:
+            for i in range(ROWS):
+                for c in range(width):
+                    put(out, i * channels + channel + c, get(own, i * width + c))
         if low == low:
             for c in range(width):
-                smallest, largest = get(own, MIN * width + c), get(own, MAX * width + c)
-                tabulate(table, c, smallest, 0.0, largest - smallest, high - low, low)
+                smallest, largest = get(own, MIN * step + c), get(own, MAX * step + c)
+                tabulate(table, c, is_wide(x), smallest, 0.0, largest - smallest, high - low, low)
         else:
             affine(
                 width, at(weight, channel) if address(weight) != 0 else weight,
                 at(bias, channel) if address(bias) != 0 else bias, table,
             )  # fmt: skip
             for c in range(width):
-                var = get(own, M2 * width + c) / (
-                    get(own, COUNT * width + c) if get(own, COUNT * width + c) > 0.0 else 1.0
+                var = get(own, M2 * step + c) / (
+                    get(own, COUNT * step + c) if get(own, COUNT * step + c) > 0.0 else 1.0
                 )
                 tabulate(
-                    table, c, get(own, MEAN * width + c), get(own, MEAN_LOW * width + c),
+                    table, c, is_wide(x), get(own, MEAN * step + c), get(own, MEAN_LOW * step + c),
                     math.sqrt(var + eps) + std_eps, look(table, c), look(table, TILE + c),
                 )  # fmt: skip
         apply_block(

@@ -11,6 +11,17 @@ import math
 from typing import Any
 
 from normcore.kernels.cpu.compiled.apply import AT_ONCE, flush
+from normcore.kernels.cpu.compiled.lanes import (
+    LANES,
+    before_line,
+    fused,
+    get_lanes,
+    load_lanes,
+    spread_lanes,
+    store_lanes,
+    stream_lanes,
+    sum_of,
+)
 from normcore.kernels.cpu.compiled.language import (
     BYTES,
     F64,
@@ -43,18 +54,45 @@ from normcore.kernels.cpu.compiled.language import (
     whole,
 )
 from normcore.kernels.cpu.compiled.masked import masked_run_sums
-from normcore.kernels.cpu.compiled.sums import NOT_FAR, well_shifted
+from normcore.kernels.cpu.compiled.sums import NOT_FAR, fetch_ahead, well_shifted
+
+
+@inlined
+def sums(x: Any, length: int, shift: float, shifted: bool) -> Any:
+    """Sum and sum of squares of a row, about a shift if it is to be."""
+    total, squares, first = 0.0, 0.0, 0
+    if length >= LANES:
+        totals, squared = spread_lanes(0.0), spread_lanes(0.0)
+        more_totals, more_squared = spread_lanes(0.0), spread_lanes(0.0)
+        while first + 2 * LANES <= length:
+            fetch_ahead(x, first, 2 * LANES)
+            values, more = load_lanes(x, first) + 0.0, load_lanes(x, first + LANES) + 0.0
+            if shifted:
+                values, more = values - shift, more - shift
+            totals, more_totals = totals + values, more_totals + more
+            squared, more_squared = fused(values, values, squared), fused(more, more, more_squared)
+            first += 2 * LANES
+        if first + LANES <= length:
+            values = load_lanes(x, first) + 0.0
+            if shifted:
+                values = values - shift
+            totals, squared = totals + values, fused(values, values, squared)
+            first += LANES
+        total, squares = sum_of(totals + more_totals), sum_of(squared + more_squared)
+    for i in range(first, length):
+        value = float64(load(x, i))
+        if shifted:
+            value -= shift
+        total += value
+        squares = plus(squares, times(value, value))
+    return total, squares
 
 
 @inlined
 def deviations(x: Any, length: int, center: bool) -> Any:
     """Mean, what rounding left out of it, and population variance of a row; about 0 if not centred."""
-    total, squares = 0.0, 0.0
     if not is_wide(x) or not center:
-        for i in range(length):
-            value = float64(load(x, i))
-            total = added(total, value)
-            squares = added(squares, times(value, value))
+        total, squares = sums(x, length, 0.0, False)
         if not center:
             return 0.0, 0.0, squares / length
         # As they are: squares of float32 are exact. Enough where the mean is within four deviations of 0; constants are
@@ -63,22 +101,22 @@ def deviations(x: Any, length: int, center: bool) -> Any:
         m2 = squares - total * part
         if well_shifted(total * part, m2, NOT_FAR):
             return part, 0.0, m2 / length
-    shift, total, squares = float64(load(x, 0)), 0.0, 0.0
-    for i in range(length):
-        deviation = load(x, i) - shift
-        total = added(total, deviation)
-        squares = added(squares, times(deviation, deviation))
+    shift = float64(load(x, 0))
+    total, squares = sums(x, length, shift, True)
     part = total / length
     mean = shift + part
     if not is_wide(x):
         return mean, 0.0, max((squares - total * part) / length, 0.0)
-    off, squares = 0.0, 0.0
-    for i in range(length):
-        deviation = load(x, i) - mean
-        off = added(off, deviation)
-        squares = added(squares, times(deviation, deviation))
+    off, squares = sums(x, length, mean, True)
     rest = off / length
     return mean, rest, max((squares - off * rest) / length, 0.0)
+
+
+@inlined
+def std(var: float, eps: float) -> float:
+    """What to divide by: 1 instead of 0."""
+    found = math.sqrt(var + eps)
+    return 1.0 if found == 0.0 else found
 
 
 @inlined
@@ -120,75 +158,101 @@ def real_deviations(x: Any, length: int, center: bool, mask: Any, mask_one: int)
 
 @inlined
 def scaled(
-    x: Any, y: Any, length: int, mean: float, rest: float, divisor: float,
-    weight: Any, bias: Any, weighted: bool, biased: bool, run: int, start: int,
+    x: Any, y: Any, length: int, mean: float, rest: float, divisor: float, weight: Any, bias: Any, weighted: bool,
+    biased: bool, run: int, start: int, streaming: bool,
 ) -> None:  # fmt: skip
-    """Part of a row from `start`, whose elements take a weight and a bias each, or `run` of them one."""
-    inverse = 1.0 / divisor
-    if not weighted and not biased:
-        if is_wide(x):
-            for i in range(length):
-                store(y, i, ((load(x, i) - mean) - rest) / divisor)
-        else:
-            for i in range(length):
-                store(y, i, times(load(x, i) - mean, inverse))
-        return
-    if run == 1:
-        if is_wide(x):
-            for i in range(length):
-                value = ((load(x, i) - mean) - rest) / divisor
-                value = value * get(weight, start + i) if weighted else value
-                store(y, i, value + get(bias, start + i) if biased else value)
-        elif weighted and biased:
-            for i in range(length):
-                value = times(load(x, i) - mean, inverse)
-                store(y, i, plus(times(value, get(weight, start + i)), get(bias, start + i)))
-        elif weighted:
-            for i in range(length):
-                store(y, i, times(times(load(x, i) - mean, inverse), get(weight, start + i)))
-        else:
-            for i in range(length):
-                store(y, i, plus(times(load(x, i) - mean, inverse), get(bias, start + i)))
+    """Part of a row from `start`, whose elements take a weight and a bias each, or `run` of them one.
+
+    Past the caches if streaming.
+    """
+    if run == 1 or not (weighted or biased):
+        affine(
+            x, y, length, mean, rest, divisor, False, at(weight, start), at(bias, start), 1, weighted, biased, streaming
+        )
         return
     first = 0
     while first < length:
         segment = (start + first) // run
         last = min(length, (segment + 1) * run - start)
-        scale = float64(get(weight, segment)) if weighted else 1.0
-        shift = float64(get(bias, segment)) if biased else 0.0
-        if is_wide(x):
-            for i in range(first, last):
-                store(y, i, ((load(x, i) - mean) - rest) / divisor * scale + shift)
-        else:
-            factor = inverse * scale
-            for i in range(first, last):
-                store(y, i, plus(times(load(x, i) - mean, factor), shift))
+        affine(
+            at(x, first), at(y, first), last - first, mean, rest, divisor, False, at(weight, segment),
+            at(bias, segment), 0, weighted, biased, streaming,
+        )  # fmt: skip
         first = last
 
 
 @inlined
+def affine(
+    x: Any, y: Any, length: int, mean: float, rest: float, divisor: float, near: bool, weight: Any, bias: Any,
+    step: int, weighted: bool, biased: bool, streaming: bool,
+) -> None:  # fmt: skip
+    """(x - mean - rest) / divisor * weight + bias, with one weight and bias for all where step is 0.
+
+    If the mean is near 0 in deviations, x / divisor - mean / divisor is as good: to some eps, and faster.
+    """
+    inverse, factor, shift = 1.0 / divisor, 1.0, 0.0
+    offset = -mean * inverse
+    if step == 0:
+        factor, shift = float64(get(weight, 0)) if weighted else 1.0, float64(get(bias, 0)) if biased else 0.0
+        inverse = inverse * factor
+    head = min(length, before_line(y)) if streaming else 0
+    end = head + (length - head) // LANES * LANES
+    for i in range(head, end, LANES):
+        if is_wide(x):
+            values = ((load_lanes(x, i) - mean) - rest) / divisor
+            if step == 0:
+                values = values * factor + shift
+        elif near:
+            values = fused(load_lanes(x, i), inverse, offset)
+        else:
+            values = (load_lanes(x, i) - mean) * inverse
+            values = values + shift if step == 0 else values
+        if step == 1 and weighted:
+            values = (
+                fused(values, get_lanes(weight, i), get_lanes(bias, i)) if biased else values * get_lanes(weight, i)
+            )
+        elif step == 1 and biased:
+            values = values + get_lanes(bias, i)
+        if streaming:
+            stream_lanes(y, i, values)
+        else:
+            store_lanes(y, i, values)
+    for i in range(head + length - end):  # what is left at both sides
+        k = i if i < head else end + (i - head)
+        if is_wide(x):
+            value = ((load(x, k) - mean) - rest) / divisor
+            value = value * factor + shift if step == 0 else value
+        elif near:
+            value = plus(times(load(x, k), inverse), offset)
+        else:
+            value = times(load(x, k) - mean, inverse)
+            value = plus(value, shift) if step == 0 else value
+        value = times(value, get(weight, k)) if step == 1 and weighted else value
+        store(y, k, plus(value, get(bias, k)) if step == 1 and biased else value)
+
+
+@inlined
 def write(
-    x: Any, y: Any, length: int, mean: float, rest: float, var: float, eps: float,
-    weight: Any, bias: Any, weighted: bool, biased: bool, run: int, start: int,
-    mask: Any, mask_one: int, masked: bool, scratch: Any, staged: bool, streaming: bool,
+    x: Any, y: Any, length: int, mean: float, rest: float, divisor: float, weight: Any, bias: Any, weighted: bool,
+    biased: bool, run: int, start: int, mask: Any, mask_one: int, masked: bool, scratch: Any, staged: bool,
+    streaming: bool,
 ) -> None:  # fmt: skip
     """Part of a row from `start` by its statistics; padding stays."""
-    divisor = math.sqrt(var + eps)
-    divisor = 1.0 if divisor == 0.0 else divisor
+    if not masked:
+        scaled(x, y, length, mean, rest, divisor, weight, bias, weighted, biased, run, start, streaming)
+        return
     if not staged:
-        scaled(x, y, length, mean, rest, divisor, weight, bias, weighted, biased, run, start)
-        if masked:
-            for i in range(length):
-                if get(mask, i * mask_one) == 0:
-                    store(y, i, load(x, i))
+        scaled(x, y, length, mean, rest, divisor, weight, bias, weighted, biased, run, start, False)
+        for i in range(length):
+            if get(mask, i * mask_one) == 0:
+                store(y, i, load(x, i))
         return
     for at_once in range(0, length, AT_ONCE):
         count, source, target = min(AT_ONCE, length - at_once), at(x, at_once), at(y, at_once)
-        scaled(source, scratch, count, mean, rest, divisor, weight, bias, weighted, biased, run, start + at_once)
-        if masked:
-            for i in range(count):
-                if get(mask, (at_once + i) * mask_one) == 0:
-                    store(scratch, i, load(source, i))
+        scaled(source, scratch, count, mean, rest, divisor, weight, bias, weighted, biased, run, start + at_once, False)
+        for i in range(count):
+            if get(mask, (at_once + i) * mask_one) == 0:
+                store(scratch, i, load(source, i))
         if streaming:
             flush(target, scratch, count)
         else:
@@ -235,43 +299,36 @@ def row_norm(
             else:
                 mean, rest, var = deviations(source, length, center)
             write(
-                source, target, length, mean, rest, var, eps, at(weight, own), at(bias, own), weighted, biased, run, 0,
-                real, mask_one, partly, scratch, staged, streaming,
+                source, target, length, mean, rest, std(var, eps), at(weight, own), at(bias, own), weighted, biased,
+                run, 0, real, mask_one, partly, scratch, staged, streaming,
             )  # fmt: skip
         row = follow(turns, row, total)
     if streaming:
         streamed()
 
 
-# Weights and biases up to this length are made float64 once for all rows.
-SHORT = 4096
-WORK = 2 * SHORT
+# Weights and biases up to this length are made float64 once for all rows; statistics of so many rows are made at once.
+SHORT, TOGETHER = 4096, 16
+WORK = 2 * SHORT + 3 * TOGETHER
 
 
-@kernel(X, Y, INTS, INT, INT, REAL, FLAG, P, P, F64)
-def plain_rows(
-    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any
+def together(length: int) -> int:
+    """How many short rows of a length are normalized at once: such as the first-level cache holds."""
+    return max(1, min(TOGETHER, SHORT // length))
+
+
+_together = inlined(together)
+
+
+@kernel(X, Y, INTS, INT, INT, REAL, FLAG, FLAG, P, P, F64)
+def short_rows(
+    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, streaming: bool, weight: Any,
+    bias: Any, work: Any,
 ) -> None:  # fmt: skip
-    """Short rows, in turns, the same weight and bias in each: none where its address is 0. Nothing is masked or streamed."""
-    plain(x, y, turns, rows, length, eps, center, weight, bias, work, y, False)
+    """Short rows, `together` in turns, the same weight and bias in each: none where its address is 0.
 
-
-@kernel(X, Y, INTS, INT, INT, REAL, FLAG, P, P, F64, Y)
-def streamed_rows(
-    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any,
-    scratch: Any,
-) -> None:  # fmt: skip
-    """The same, past the caches."""
-    plain(x, y, turns, rows, length, eps, center, weight, bias, work, scratch, True)
-    streamed()
-
-
-@inlined
-def plain(
-    x: Any, y: Any, turns: Any, rows: int, length: int, eps: float, center: bool, weight: Any, bias: Any, work: Any,
-    scratch: Any, streaming: bool,
-) -> None:  # fmt: skip
-    """See `plain_rows`."""
+    Past the caches if streaming. What a row's statistics take long for is done for several at once.
+    """
     weighted, biased = address(weight) != 0, address(bias) != 0
     if weighted:
         for i in range(length):
@@ -279,15 +336,42 @@ def plain(
     if biased:
         for i in range(length):
             put(work, SHORT + i, get(bias, i))
-    row = begin(turns, rows)
-    while row < rows:
-        source, target = at(x, row * length), at(y, row * length)
-        mean, rest, var = deviations(source, length, center)
-        write(
-            source, target, length, mean, rest, var, eps, work, at(work, SHORT), weighted, biased, 1, 0,
-            work, 0, False, scratch, streaming, streaming,
-        )  # fmt: skip
-        row = follow(turns, row, rows)
+    means = at(work, 2 * SHORT)
+    stds, bad = at(means, TOGETHER), at(means, 2 * TOGETHER)
+    size = _together(length)
+    groups = (rows + size - 1) // size
+    group = begin(turns, groups)
+    while group < groups:
+        first = group * size
+        count = min(size, rows - first)
+        simple = not is_wide(x) or not center
+        for r in range(count if simple else 0):
+            total, squares = sums(at(x, (first + r) * length), length, 0.0, False)
+            put(means, r, total)
+            put(stds, r, squares)
+        for r in range(count if simple else 0):
+            total, squares = get(means, r) if center else 0.0, get(stds, r)
+            part = total / length
+            m2 = squares - total * part
+            put(bad, r, 0.0 if well_shifted(total * part, m2, NOT_FAR) or not center else 1.0)
+            put(means, r, part)
+            put(stds, r, std(m2 / length, eps))
+        for r in range(count):
+            source, target = at(x, (first + r) * length), at(y, (first + r) * length)
+            if simple and get(bad, r) == 0.0:
+                affine(
+                    source, target, length, get(means, r), 0.0, get(stds, r), True, work, at(work, SHORT), 1, weighted,
+                    biased, streaming,
+                )  # fmt: skip
+            else:
+                mean, rest, var = deviations(source, length, center)
+                affine(
+                    source, target, length, mean, rest, std(var, eps), False, work, at(work, SHORT), 1, weighted,
+                    biased, streaming,
+                )  # fmt: skip
+        group = follow(turns, group, groups)
+    if streaming:
+        streamed()
 
 
 @kernel(X, Y, INTS, INT, INTS, INT, F64, F64, F64, REAL, P, P, BYTES, Y)
@@ -308,7 +392,7 @@ def row_apply(
         count, own = min(part, length - start), (row % period) * segments if period > 1 else 0
         here = row * length + start
         write(
-            at(x, here), at(y, here), count, get(means, row), get(rests, row), get(vars, row), eps,
+            at(x, here), at(y, here), count, get(means, row), get(rests, row), std(get(vars, row), eps),
             at(weight, own), at(bias, own), weighted, biased, run, start,
             at(mask, row * mask_row + start * mask_one), mask_one, masked, scratch, staged, streaming,
         )  # fmt: skip
@@ -329,9 +413,7 @@ def row_norm_ragged(
         if length > 0:
             source = at(x, start)
             mean, rest, var = deviations(source, length, center)
-            divisor = math.sqrt(var + eps)
-            divisor = 1.0 if divisor == 0.0 else divisor
-            scaled(source, at(y, start), length, mean, rest, divisor, weight, bias, weighted, biased, 1, 0)
+            scaled(source, at(y, start), length, mean, rest, std(var, eps), weight, bias, weighted, biased, 1, 0, False)
         row = follow(turns, row, total)
 
 
@@ -342,12 +424,10 @@ def power(x: Any, length: int, p: float, mask: Any, mask_one: int, masked: bool)
     What float32 holds is summed as it is, as its squares are far from float64's ends; all else is scaled by the largest
     magnitude first.
     """
-    total = 0.0
     if not is_wide(x) and not masked and p == 2.0:
-        for i in range(length):
-            value = float64(load(x, i))
-            total = added(total, times(value, value))
+        total = sums(x, length, 0.0, False)[1]
         return math.sqrt(total) if total - total == 0.0 else math.nan
+    total = 0.0
     largest, nans = 0.0, 0
     for i in range(length):
         value = float64(load(x, i))
@@ -391,19 +471,10 @@ def power_norm(
         norm = power(source, length, p, real, mask_one, masked)
         norm = eps if norm < eps else norm
         norm = 1.0 if norm == 0.0 else norm
-        for start in range(0, length, AT_ONCE):
-            count, here, target = min(AT_ONCE, length - start), at(source, start), at(y, row * length + start)
-            into = scratch if staged else target
-            scaled(here, into, count, 0.0, 0.0, norm, real, real, False, False, length, start)
-            if masked:
-                for i in range(count):
-                    if get(real, (start + i) * mask_one) == 0:
-                        store(into, i, load(here, i))
-            if streaming:
-                flush(target, scratch, count)
-            elif staged:
-                for i in range(count):
-                    copied(target, scratch, i)
+        write(
+            source, at(y, row * length), length, 0.0, 0.0, norm, real, real, False, False, 1, 0, real, mask_one, masked,
+            scratch, staged, streaming,
+        )  # fmt: skip
         row = follow(turns, row, total)
     if streaming:
         streamed()

@@ -5,21 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from normcore.kernels.base import COUNT, M2, M2_LOW, MAX, MEAN, MEAN_LOW, MIN
-from normcore.kernels.cpu.compiled.language import (
-    added,
-    at,
-    fetch,
-    float64,
-    get,
-    inlined,
-    item_bytes,
-    larger,
-    load,
-    plus,
-    put,
-    smaller,
-    times,
-)
 from normcore.kernels.cpu.compiled.lanes import (
     LANES,
     as_values,
@@ -34,6 +19,21 @@ from normcore.kernels.cpu.compiled.lanes import (
     spread_lanes,
     sum_of,
     two_sum_lanes,
+)
+from normcore.kernels.cpu.compiled.language import (
+    added,
+    at,
+    fetch,
+    float64,
+    get,
+    inlined,
+    item_bytes,
+    larger,
+    load,
+    plus,
+    put,
+    smaller,
+    times,
 )
 from normcore.kernels.cpu.compiled.twofold import add, two_prod, two_sum
 
@@ -106,7 +106,7 @@ def emit_sums(work: Any, channels: int, count: float, limit: float, out: Any, st
 
 @inlined
 def fetch_ahead(x: Any, i: int, count: int) -> None:
-    """Have what lies behind the next `count` values, at some distance, on its way to the second-level cache."""
+    """Have what lies behind the next `count` values, at some distance, on its way to the cache."""
     line = 64 // item_bytes(x)
     for place in range(i, i + count, line):
         fetch(x, AHEAD * line + place)
@@ -170,6 +170,48 @@ def start_columns(x: Any, columns: int, group: int, samples: int, step: int, wor
 
 
 @inlined
+def some_rows(x: Any, rows: int, stride: int, columns: int, work: Any, lows: Any, highs: Any) -> None:
+    """Add a few rows of columns to their sums; have those that come after them on their way."""
+    even = columns - columns % LANES
+    next_row, next_column = max(AT_ONCE, 64 * AHEAD // (columns * item_bytes(x))) * stride, 0
+    for i in range(0, even, LANES):
+        shifts, totals, squares = get_lanes(work, i), spread_lanes(0.0), spread_lanes(0.0)
+        least, most = get_lanes(lows, i), get_lanes(highs, i)
+        for j in range(rows):
+            for line in range(0, LANES * item_bytes(x), 64):
+                fetch(x, next_row + next_column + line // item_bytes(x))
+            next_column += LANES
+            if next_column >= even:  # along rows, as memory likes it
+                next_row, next_column = next_row + stride, 0
+            values = load_lanes(x, j * stride + i)
+            least, most = smaller_lanes(values, least), larger_lanes(values, most)
+            deviations = values - shifts
+            totals = totals + deviations
+            squares = fused(deviations, deviations, squares)
+        put_lanes(lows, i, least)
+        put_lanes(highs, i, most)
+        put_lanes(work, TILE + i, get_lanes(work, TILE + i) + totals)
+        squares, rest = two_sum_lanes(get_lanes(work, 2 * TILE + i), squares)
+        put_lanes(work, 2 * TILE + i, squares)
+        put_lanes(work, 5 * TILE + i, get_lanes(work, 5 * TILE + i) + rest)
+    for i in range(even, columns):
+        shift, total, square = get(work, i), 0.0, 0.0
+        low, high = get(lows, i), get(highs, i)
+        for j in range(rows):
+            value = load(x, j * stride + i)
+            low, high = smaller(value, low), larger(value, high)
+            deviation = value - shift
+            total += deviation
+            square = plus(square, times(deviation, deviation))
+        put(lows, i, low)
+        put(highs, i, high)
+        put(work, TILE + i, get(work, TILE + i) + total)
+        square, remainder = two_sum(get(work, 2 * TILE + i), square)
+        put(work, 2 * TILE + i, square)
+        put(work, 5 * TILE + i, get(work, 5 * TILE + i) + remainder)
+
+
+@inlined
 def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: Any) -> None:
     """The same of columns side by side, into work (6, TILE): shift, sum, squares, smallest, largest, rest of squares.
 
@@ -183,61 +225,15 @@ def column_sums(x: Any, rows: int, stride: int, columns: int, group: int, work: 
     for i in range(columns):
         put(lows, i, load(x, i))
         put(highs, i, load(x, i))
-    even = columns - columns % LANES
-    distance = max(AT_ONCE, 64 * AHEAD // (columns * item_bytes(x))) * stride
     row = 0
     while row + AT_ONCE <= rows:
-        here = at(x, row * stride)
-        next_row, next_column = distance, 0  # along rows, as memory likes it
-        for i in range(0, even, LANES):
-            shifts, totals, squares = get_lanes(work, i), spread_lanes(0.0), spread_lanes(0.0)
-            least, most = get_lanes(lows, i), get_lanes(highs, i)
-            for j in range(AT_ONCE):
-                for line in range(0, LANES * item_bytes(x), 64):
-                    fetch(here, next_row + next_column + line // item_bytes(x))
-                next_column += LANES
-                if next_column >= even:
-                    next_row, next_column = next_row + stride, 0
-                values = load_lanes(here, j * stride + i)
-                least, most = smaller_lanes(values, least), larger_lanes(values, most)
-                deviations = values - shifts
-                totals = totals + deviations
-                squares = fused(deviations, deviations, squares)
-            put_lanes(lows, i, least)
-            put_lanes(highs, i, most)
-            put_lanes(work, TILE + i, get_lanes(work, TILE + i) + totals)
-            squares, rest = two_sum_lanes(get_lanes(work, 2 * TILE + i), squares)
-            put_lanes(work, 2 * TILE + i, squares)
-            put_lanes(work, 5 * TILE + i, get_lanes(work, 5 * TILE + i) + rest)
-        for i in range(even, columns):
-            shift, total, square = get(work, i), 0.0, 0.0
-            low, high = get(lows, i), get(highs, i)
-            for j in range(AT_ONCE):
-                value = load(here, j * stride + i)
-                low, high = smaller(value, low), larger(value, high)
-                deviation = value - shift
-                total += deviation
-                square = plus(square, times(deviation, deviation))
-            put(lows, i, low)
-            put(highs, i, high)
-            put(work, TILE + i, get(work, TILE + i) + total)
-            square, remainder = two_sum(get(work, 2 * TILE + i), square)
-            put(work, 2 * TILE + i, square)
-            put(work, 5 * TILE + i, get(work, 5 * TILE + i) + remainder)
+        some_rows(at(x, row * stride), AT_ONCE, stride, columns, work, lows, highs)
         row += AT_ONCE
+    if row < rows:
+        some_rows(at(x, row * stride), rows - row, stride, columns, work, lows, highs)
     for i in range(columns):
         put(work, 3 * TILE + i, get(lows, i))
         put(work, 4 * TILE + i, get(highs, i))
-    while row < rows:
-        here = at(x, row * stride)
-        for i in range(columns):
-            value = float64(load(here, i))
-            deviation = value - get(work, i)
-            put(work, TILE + i, get(work, TILE + i) + deviation)
-            put(work, 2 * TILE + i, plus(get(work, 2 * TILE + i), times(deviation, deviation)))
-            put(work, 3 * TILE + i, smaller(value, get(work, 3 * TILE + i)))
-            put(work, 4 * TILE + i, larger(value, get(work, 4 * TILE + i)))
-        row += 1
 
 
 @inlined
