@@ -31,7 +31,7 @@ from normcore.kernels.cpu.compiled.language import (
 LANES = 16
 
 
-class Lanes(types.Type):  # type: ignore[name-defined, misc]
+class Lanes(types.Type):  # type: ignore[misc]
     """Sixteen values of one type."""
 
     def __init__(self, element: Any) -> None:
@@ -54,7 +54,7 @@ def _vector(element: Any) -> Any:
     return ir.VectorType(element, LANES)
 
 
-def _place(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
+def _place(builder: Any, kind: Any, pointer: Any, index: Any) -> Any:
     return builder.bitcast(_address(builder, pointer, index), kind.as_pointer())
 
 
@@ -70,7 +70,7 @@ def _reader(kind: str) -> Any:
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             memory = ir.HalfType() if stored == HALF else context.get_value_type(stored)
-            bits = builder.load(_place(builder, *arguments, _vector(memory)), align=_size(stored))
+            bits = builder.load(_place(builder, _vector(memory), *arguments), align=_size(stored))
             _apart(builder, bits, kind)
             target = context.get_value_type(value)
             if stored == HALF:
@@ -109,7 +109,7 @@ def _written(builder: Any, stored: Any, value: Any, arguments: Any, align: int) 
         number = builder.fptrunc(number, _F32S)
     elif stored == types.float64 and value == SINGLES:
         number = builder.fpext(number, _F64S)
-    return builder.store(number, _place(builder, pointer, index, number.type), align=align)
+    return builder.store(number, _place(builder, number.type, pointer, index), align=align)
 
 
 load_lanes, look_lanes, get_lanes = _reader("in"), _reader("table"), _reader("work")
@@ -129,7 +129,7 @@ def stream_lanes(_typing: Any, pointer: Any, _index: Any, value: Any) -> Any:
 
 
 @inlined
-def before_line(pointer: Any) -> int:
+def before_line(pointer: Any) -> Any:
     """How many elements lie before the next address that 64 divides."""
     return ((64 - address(pointer) % 64) % 64) // item_bytes(pointer)
 

@@ -1,9 +1,9 @@
 """What the kernels are written in: numba, with pointers, stored types that Python has no word for, and exact rules.
 
-A kernel is a function of pointers and numbers, compiled by LLVM for this processor at its first use (a second), kept on
-disk beside this file or where NUMBA_CACHE_DIR says, and called with addresses, without the GIL. Nothing is compiled
-with fast-math: sums that may be split into lanes say so one by one (`added`), so that the differences and double-doubles
-beside them stay as they are written.
+A kernel is a function of pointers and numbers, compiled by LLVM for this processor at its first use (a second or two),
+kept on disk beside this file or where NUMBA_CACHE_DIR says, and called with addresses, without the GIL. Nothing is
+compiled with fast-math: sums that may be split into lanes say so one by one (`added`), so that the differences and
+double-doubles beside them stay as they are written.
 
 Memory is of kinds that do not overlap, which spares the compiler its checks: what is given, which `load` reads; the
 output, which `store` writes; a table, for `look` and `note`; what is computed with, for `get` and `put`. A kernel may
@@ -124,10 +124,11 @@ class Kernel:
             compiled = numba.njit(signature, error_model="numpy", nogil=True)(self._function)
         _KEPT.append(compiled)
         # What is called is not the dispatcher, which would look at the types of numbers that have but one.
-        return compiled.overloads[signature.args].entry_point  # type: ignore[no-any-return]
+        call: Callable[..., Any] = compiled.overloads[signature.args].entry_point
+        return call
 
 
-@extending.unbox(types.CPointer)  # type: ignore[misc]
+@extending.unbox(types.CPointer)  # type: ignore[untyped-decorator]
 def _pointer(kind: Any, number: Any, native: Any) -> Any:
     """A pointer of an address."""
     address = native.pyapi.long_as_voidptr(number)
@@ -378,7 +379,7 @@ def begin(turns: Any, total: int) -> int:
 
 
 @inlined
-def follow(turns: Any, one: int, total: int) -> int:
+def follow(turns: Any, one: int, total: int) -> Any:
     """The next one for this thread.
 
     turns is the number of the next part, which threads share, and how long parts are; its address is 0 where this

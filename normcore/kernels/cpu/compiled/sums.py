@@ -42,7 +42,7 @@ ROWS = 8
 NONFINITE = 7
 
 # Values of a channel in a block; columns side by side, whose sums fit the first-level cache; rows read at a time.
-BLOCK, TILE, AT_ONCE = 4096, 1024, 16
+BLOCK, TILE, AT_ONCE = 4096, 1024, 24
 # Lines that memory is asked for ahead of what is summed up: left to itself, the processor waits for a third of them.
 AHEAD = 128
 # Values whose mean a block is shifted by. How far the block's own mean may be from it: count * distance^2 is at most so
