@@ -152,18 +152,18 @@ def batch_norm(
         InvalidParameter: eps or virtual_batch_size is out of range.
     """
     layout.check_eps(eps)
-    axis = layout.check_features(x, num_features, channel_axis)
-    channels = x.shape[axis] if x.dim() > 1 else num_features or 1
-    rule = ToUnit(eps, 0.0, *layout.affine(weight, bias, channels, x))
+    view = layout.by_channel(x, channel_axis, num_features, mask)
+    rule = ToUnit(eps, 0.0, *layout.affine(weight, bias, view.shape[1], x))
     if virtual_batch_size is None:
-        y, moments = _by_own(x, rule, channel_axis, num_features, mask, nan_policy, out)
+        y, moments = _by_own(x, view, rule, mask, nan_policy, out)
         return y, [moments]
-    ghosts = _ghosts(x, mask, virtual_batch_size, axis)
+    ghosts = _ghosts(x, mask, virtual_batch_size, layout.check_features(x, num_features, channel_axis))
     y = torch.empty_like(x, dtype=output_dtype(x), requires_grad=False) if out is None else out
     found, start = [], 0
     for part, real in ghosts:
         into = y[start : start + part.shape[0]]
-        found.append(_by_own(part, rule, channel_axis, num_features, real, nan_policy, into)[1])
+        seen = layout.by_channel(part, channel_axis, num_features, real)
+        found.append(_by_own(part, seen, rule, real, nan_policy, into)[1])
         start += part.shape[0]
     return y, found
 
@@ -184,7 +184,8 @@ def by_own_statistics(
         ShapeMismatch: x has another number of channels; a parameter or the mask does not fit.
         NonFinite: x has values that nan_policy rejects.
     """
-    return _by_own(x, rule, channel_axis, num_features, mask, nan_policy, out)
+    view = layout.by_channel(x, channel_axis, num_features, mask)
+    return _by_own(x, view, rule, mask, nan_policy, out)
 
 
 def batch_renorm(
@@ -225,14 +226,12 @@ def batch_renorm(
 
 def _by_own(
     x: Tensor,
+    view: layout.ChannelView,
     rule: Rule,
-    channel_axis: int,
-    num_features: int | None,
     mask: Tensor | None,
     nan_policy: NanPolicy,
     out: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    view = layout.by_channel(x, channel_axis, num_features, mask)
     into = layout.target(out, view.x)
     if nan_policy != "propagate" and into is not None and into.data_ptr() == view.x.data_ptr():
         # What is refused must be left as it was: look before writing.

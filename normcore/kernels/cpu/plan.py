@@ -62,7 +62,7 @@ class Blocks(NamedTuple):
 def blocks(before: int, channels: int, after: int) -> Blocks:
     """Blocks that `moments` sums up one by one: of some 4,096 values of each channel."""
     if after < sums.LONG_RUN:
-        height, span = sums.BLOCK if after == 1 else max(sums.AT_ONCE, 4 * sums.BLOCK // after), after
+        height, span = sums.BLOCK if after == 1 else max(sums.AT_ONCE, 8 * sums.BLOCK // after), after
         tile = max(1, sums.TILE // after)
         tile -= tile % lanes.LANES if tile > lanes.LANES else 0
     elif after <= sums.BLOCK:
