@@ -12,6 +12,7 @@ import numpy.typing as npt
 from normstats.errors import Internal, InvalidArgument
 from normstats.v1 import tensor_pb2
 from normstats.wire import tensor
+from normstats.wire.carried import Data
 from normstats.wire.dtypes import BY_NUMBER
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class Payload:
         except tensor.InvalidTensor as error:
             raise InvalidArgument(f"{error.field} {error}", field=error.field) from None
 
-    def data(self) -> bytes:
-        """The bytes on the wire."""
-        return self.values.tobytes()
+    def data(self) -> Data:
+        """The bytes on the wire: the array's own memory."""
+        return self.values.reshape(-1).view(np.uint8).data if self.values.size else b""
 
     def rows(self, start: int, stop: int) -> Payload:
         """Some slices of axis 0."""
@@ -117,7 +118,7 @@ class Output:
         self._offset = self._size = 0
         self._name = ""
 
-    def add(self, description: tensor_pb2.Tensor, data: bytes) -> None:
+    def add(self, description: tensor_pb2.Tensor, data: Data) -> None:
         """The next rows, or all of them."""
         self._name = BY_NUMBER[description.dtype].name
         if self._buffer is None:

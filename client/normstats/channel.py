@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
+
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
+from normstats.wire import carried
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT = 30.0
+SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"].full_name
 
 Option = tuple[str, str | int]
+
+
+class Stub(NormalizationServiceStub):
+    """The contract's stub, whose tensors travel without protobuf's copies of them."""
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__(channel)  # type: ignore[call-arg]
+        self.Normalize: Any = channel.unary_unary(
+            f"/{SERVICE}/Normalize",
+            request_serializer=carried.serialize,
+            response_deserializer=carried.deserializer(pb.NormalizeResponse),
+        )
+        self.NormalizeStream: Any = channel.stream_stream(
+            f"/{SERVICE}/NormalizeStream",
+            request_serializer=carried.serialize,
+            response_deserializer=carried.deserializer(pb.NormalizeStreamResponse),
+        )
 
 
 def options(more: Sequence[Option] = ()) -> list[Option]:

@@ -16,6 +16,7 @@ from normstats.options import Mode, NormalizeOptions
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import tensor_pb2
 from normstats.wire import spec as spec_wire
+from normstats.wire.carried import Carried
 
 MODES: dict[str | None, pb.Mode.ValueType] = {
     None: pb.MODE_UNSPECIFIED,
@@ -87,7 +88,7 @@ def rows_of(padding: Any, start: int, stop: int, rows: int) -> Any:
     return values[start:stop] if values.ndim and values.shape[0] == rows else values
 
 
-def normalize(payload: Payload, target: specs.Spec | str, options: NormalizeOptions) -> pb.NormalizeRequest:
+def normalize(payload: Payload, target: specs.Spec | str, options: NormalizeOptions) -> Carried[pb.NormalizeRequest]:
     """A unary normalization."""
     request = pb.NormalizeRequest(
         **target_of(target),
@@ -96,39 +97,37 @@ def normalize(payload: Payload, target: specs.Spec | str, options: NormalizeOpti
         snapshot=options.snapshot or "",
         padding=padding_of(options.lengths, options.mask),
         input=payload.describe(),
-        data=payload.data(),
     )
     if isinstance(options.style, str):
         request.style_normalizer = options.style
     elif options.style is not None:
         style = payload_of(options.style)
         request.style_tensor.CopyFrom(style.describe())
-        request.style_data = style.data()
-    return request
+        request.style_data = bytes(style.data())
+    return Carried(request, payload.data())
 
 
 def opening(
     target: specs.Spec | str, spec: specs.Spec, mode: Mode, options: NormalizeOptions, moments: Moments | None
-) -> pb.NormalizeStreamRequest:
+) -> Carried[pb.NormalizeStreamRequest]:
     """The opening frame of a normalization in chunks; TRAIN has contributed its moments before, and goes by them."""
-    return pb.NormalizeStreamRequest(
-        open=pb.NormalizeStreamRequest.Open(
-            **target_of(target if isinstance(target, str) else spec),
-            mode=pb.MODE_EVAL if mode == "eval" else pb.MODE_BATCH,
-            inverse=options.inverse,
-            snapshot=options.snapshot or "",
-            style_normalizer=options.style or "",
-            moments=None if moments is None else moments.to_proto(),
-        )
+    message = pb.NormalizeStreamRequest.Open(
+        **target_of(target if isinstance(target, str) else spec),
+        mode=pb.MODE_EVAL if mode == "eval" else pb.MODE_BATCH,
+        inverse=options.inverse,
+        snapshot=options.snapshot or "",
+        style_normalizer=options.style or "",
+        moments=None if moments is None else moments.to_proto(),
     )
+    return Carried(pb.NormalizeStreamRequest(open=message))
 
 
-def chunk(payload: Payload, options: NormalizeOptions, start: int, stop: int) -> pb.NormalizeStreamRequest:
+def chunk(payload: Payload, options: NormalizeOptions, start: int, stop: int) -> Carried[pb.NormalizeStreamRequest]:
     """Some rows of an array, with their part of the padding."""
     rows, part = payload.shape[0], payload.rows(start, stop)
     padding = padding_of(rows_of(options.lengths, start, stop, rows), rows_of(options.mask, start, stop, rows))
     message = pb.NormalizeStreamRequest.Chunk(input=part.describe(), padding=padding)
-    return pb.NormalizeStreamRequest(chunk=message, data=part.data())
+    return Carried(pb.NormalizeStreamRequest(chunk=message), part.data())
 
 
 def contribution(

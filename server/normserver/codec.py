@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from normcore.stack import MomentsStack
 from normserver.errors import InvalidArgument
 from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
-from normstats.wire import floats, tensor
+from normstats.wire import carried, floats, tensor
+from normstats.wire.carried import Carried, Data
 from normstats.wire.dtypes import BY_NAME
 
 # Tensors share the bytes that were received or read. Those may not be written to, and nothing here does.
@@ -26,12 +27,23 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")
 NO_TIME = 0.0
 
 
+class Reply(Protocol):
+    """A message that carries a normalized tensor."""
+
+    @property
+    def output(self) -> tensor_pb2.Tensor:
+        """The tensor's description."""
+
+    def SerializeToString(self) -> bytes:
+        """The message's bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A normalized tensor as it is sent, and the batch's own moments where they were taken."""
+    """A reply with a normalized tensor as it is sent, and the batch's own moments where they were taken."""
 
-    output: tensor_pb2.Tensor
-    data: bytes
+    sent: bytes
+    size_bytes: int
     batches: Sequence[Moments] = ()
 
 
@@ -212,7 +224,7 @@ def encode_running(running: Running) -> pb.RunningState:
     return message
 
 
-def decode_tensor(description: tensor.Description, data: bytes) -> Tensor:
+def decode_tensor(description: tensor.Description, data: Data) -> Tensor:
     """The tensor that checked bytes hold; it shares them, and must not be written to."""
     dtype = getattr(torch, description.element.name)
     if not data:
@@ -226,9 +238,10 @@ def describe_tensor(values: Tensor) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(dtype=BY_NAME[name].number, shape=values.shape)
 
 
-def tensor_bytes(values: Tensor) -> bytes:
-    """The row-major bytes of a tensor."""
-    if values.numel() == 0:
-        return b""
-    flat = values.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+def encode_tensor(reply: Reply, values: Tensor) -> bytes:
+    """A reply with a tensor's description, and its row-major bytes, which are copied once."""
+    reply.output.CopyFrom(describe_tensor(values))
+    data: Data = b""
+    if values.numel():
+        data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return carried.serialize(Carried(reply, data))

@@ -15,6 +15,8 @@ from grpc.aio import ServerInterceptor, ServicerContext
 from normserver import status
 from normserver.errors import ServiceError
 from normserver.metrics import Metrics
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire import carried
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Edge(ServerInterceptor):
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(call, handler.request_deserializer, handler.response_serializer)
+        return make(call, *_codecs(method, handler))
 
     def _streaming(self, method: str, handler: Any) -> Handler:
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
@@ -70,15 +72,27 @@ class Edge(ServerInterceptor):
         make = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make(call, handler.request_deserializer, _once(handler.response_serializer))
+        return make(call, *_codecs(method, handler))
 
     def _observed(self, method: str) -> AbstractContextManager[_Observed]:
         return _observe(self._metrics, method)
 
 
-def _once(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """A stream may give what it has serialized already, once for all who are told the same."""
-    return lambda response: response if isinstance(response, bytes) else serialize(response)
+# Requests whose tensors are looked at where they were received.
+_CARRIED = {
+    "Normalize": carried.deserializer(pb.NormalizeRequest),
+    "NormalizeStream": carried.deserializer(pb.NormalizeStreamRequest),
+}
+
+
+def _codecs(method: str, handler: Any) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
+    """How a method's requests are read and its responses written.
+
+    A handler may give what it has serialized already: once for all who are told the same, or on a compute thread.
+    """
+    serialize = handler.response_serializer
+    deserialize = _CARRIED.get(method, handler.request_deserializer)
+    return deserialize, lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 class _Observed:

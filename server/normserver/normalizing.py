@@ -10,7 +10,7 @@ from normcore.errors import NormcoreError, NothingSeen
 from normcore.running import Estimate, Running
 from normcore.stack import MomentsStack
 from normserver import codec, engine
-from normserver.codec import Encoded
+from normserver.codec import Encoded, Reply
 from normserver.compute import Compute, Kept
 from normserver.engine import Batch, Mode, Plan
 from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
@@ -63,15 +63,15 @@ class Normalizing:
         )
         return Resolved(plan, version)
 
-    async def run(self, plan: Plan, batch: Batch, *, prefix: str = "") -> Encoded:
-        """Normalize a batch on the device."""
-        return await self._compute.run(lambda: self._normalize(plan, batch), prefix=prefix)
+    async def run(self, plan: Plan, batch: Batch, reply: Reply, *, prefix: str = "") -> Encoded:
+        """Normalize a batch on the device, for a reply that lacks nothing else."""
+        return await self._compute.run(lambda: self._normalize(plan, batch, reply), prefix=prefix)
 
-    def _normalize(self, plan: Plan, batch: Batch) -> Encoded:
-        """Into memory that this thread keeps, as new pages cost more than the arithmetic; and out of it as bytes."""
+    def _normalize(self, plan: Plan, batch: Batch, reply: Reply) -> Encoded:
+        """Into memory that this thread keeps, as new pages cost more than arithmetic; and out of it into a reply."""
         out = engine.output_of(batch, self._kept.memory) if self._compute.device.type == "cpu" else None
         found = engine.normalize(plan, batch, self._compute.device, out)
-        return Encoded(codec.describe_tensor(found.y), codec.tensor_bytes(found.y), found.batches)
+        return Encoded(codec.encode_tensor(reply, found.y), found.y.nbytes, found.batches)
 
     async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> MomentsStack:
         """The moments of a raw batch."""

@@ -9,7 +9,7 @@ from normcore.drift import Drift
 from normcore.errors import NormcoreError
 from normserver import codec
 from normserver.codec import Encoded
-from normserver.contributions import Contributed
+from normserver.contributions import Contributed, Outcome
 from normserver.engine import Mode
 from normserver.records import Record, SnapshotRecord, policy_of, rows
 from normstats import specs
@@ -86,24 +86,20 @@ def watched(record: Record) -> bytes:
     return pb.WatchRunningStatsResponse(stats=stats(record)).SerializeToString()
 
 
-def normalized(result: Encoded, mode: Mode, version: int) -> pb.NormalizeResponse:
-    """A normalized tensor."""
-    return pb.NormalizeResponse(
-        output=result.output,
-        mode=MODES[mode],
-        version=version,
-        data=result.data,
-    )
+def normalized(mode: Mode, version: int) -> pb.NormalizeResponse:
+    """How a tensor was normalized; the tensor comes to it by `codec.encode_tensor`."""
+    return pb.NormalizeResponse(mode=MODES[mode], version=version)
 
 
-def normalized_chunk(result: Encoded, mode: Mode, version: int) -> pb.NormalizeStreamResponse:
-    """A normalized chunk."""
-    return pb.NormalizeStreamResponse(
-        output=result.output,
-        mode=MODES[mode],
-        version=version,
-        data=result.data,
-    )
+def normalized_chunk(mode: Mode, version: int) -> pb.NormalizeStreamResponse:
+    """How a chunk was."""
+    return pb.NormalizeStreamResponse(mode=MODES[mode], version=version)
+
+
+def trained(result: Encoded, outcome: Outcome) -> bytes:
+    """A reply whose tensor was contributed too. Fields may come in any order, and the last of a kind counts."""
+    counted = pb.NormalizeResponse(duplicate=outcome.duplicate, version=outcome.contributed[0].version)
+    return counted.SerializeToString() + result.sent
 
 
 def contributed(item: Contributed) -> pb.Contributed:

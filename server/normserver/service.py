@@ -19,6 +19,7 @@ from normserver.rounds.groups import Groups
 from normserver.streams import acknowledgements, chunks
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
+from normstats.wire.carried import Carried
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
@@ -42,25 +43,26 @@ class NormalizationService(NormalizationServiceServicer):
         self._groups = groups
         self._metrics = metrics
 
-    async def Normalize(self, request: pb.NormalizeRequest, context: Context) -> pb.NormalizeResponse:
+    async def Normalize(self, request: Carried[pb.NormalizeRequest], context: Context) -> Any:  # type: ignore[override]
         """One tensor."""
-        wanted = validate.wanted(request)
-        batch = validate.input_of(request)
-        style = validate.style_of(request)
-        producer = validate.producer_of(request) if wanted.mode is Mode.TRAIN else None
+        message = request.message
+        wanted = validate.wanted(message)
+        batch = validate.input_of(message, request.data)
+        style = validate.style_of(message)
+        producer = validate.producer_of(message) if wanted.mode is Mode.TRAIN else None
         resolved = await self._normalizing.resolve(wanted, style=style)
         self._metrics.received_bytes.inc(len(request.data))
-        result = await self._normalizing.run(resolved.plan, batch)
-        reply = replies.normalized(result, resolved.plan.mode, resolved.version)
-        if producer is not None:
-            outcome = await self._contributing.train(request.normalizer, *producer, result.batches)
-            reply.duplicate, reply.version = outcome.duplicate, outcome.contributed[0].version
-        self._metrics.sent_bytes.inc(len(reply.data))
-        return reply
+        version = 0 if producer is not None else resolved.version
+        result = await self._normalizing.run(resolved.plan, batch, replies.normalized(resolved.plan.mode, version))
+        self._metrics.sent_bytes.inc(result.size_bytes)
+        if producer is None:
+            return result.sent
+        outcome = await self._contributing.train(message.normalizer, *producer, result.batches)
+        return replies.trained(result, outcome)
 
-    async def NormalizeStream(
-        self, request_iterator: AsyncIterator[pb.NormalizeStreamRequest], context: Context
-    ) -> AsyncIterator[pb.NormalizeStreamResponse]:
+    async def NormalizeStream(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[Carried[pb.NormalizeStreamRequest]], context: Context
+    ) -> AsyncIterator[bytes]:
         """One tensor in chunks."""
         async for reply in chunks(request_iterator, self._normalizing, self._metrics):
             yield reply

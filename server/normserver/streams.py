@@ -14,6 +14,7 @@ from normserver.errors import InvalidArgument, ServiceError, Unavailable
 from normserver.metrics import Metrics
 from normserver.normalizing import Normalizing
 from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire.carried import Carried
 
 # Contributions of one stream that may wait for their commit; the stream is not read further meanwhile.
 _IN_FLIGHT = 1024
@@ -132,8 +133,8 @@ def _acknowledgement(group: Sequence[tuple[int, Outcome]]) -> pb.UpdateRunningSt
 
 
 async def chunks(
-    frames: AsyncIterator[pb.NormalizeStreamRequest], normalizing: Normalizing, metrics: Metrics
-) -> AsyncIterator[pb.NormalizeStreamResponse]:
+    frames: AsyncIterator[Carried[pb.NormalizeStreamRequest]], normalizing: Normalizing, metrics: Metrics
+) -> AsyncIterator[bytes]:
     """Normalize chunk after chunk, in order, all by the statistics that the opening frame found.
 
     Raises:
@@ -142,19 +143,19 @@ async def chunks(
     first = await anext(aiter(frames), None)
     if first is None:
         return
-    if first.WhichOneof("frame") != "open":
+    if first.message.WhichOneof("frame") != "open":
         raise InvalidArgument("frame", "is no opening frame; expected open first, then only chunks")
-    wanted = validate.wanted(first.open, "open.")
-    resolved = await normalizing.resolve(wanted)
-    plan = validate.chunked(resolved.plan, first.open)
+    opening = first.message.open
+    resolved = await normalizing.resolve(validate.wanted(opening, "open."))
+    plan = validate.chunked(resolved.plan, opening)
     row_shape: tuple[int, ...] | None = None
     async for frame in frames:
-        if frame.WhichOneof("frame") != "chunk":
+        if frame.message.WhichOneof("frame") != "chunk":
             raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
-        batch = validate.chunk(frame, row_shape)
+        batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
         row_shape = tuple(batch.x.shape[1:])
         metrics.received_bytes.inc(len(frame.data))
-        result = await normalizing.run(plan, batch, prefix="chunk.")
-        reply = replies.normalized_chunk(result, plan.mode, resolved.version)
-        metrics.sent_bytes.inc(len(reply.data))
-        yield reply
+        reply = replies.normalized_chunk(plan.mode, resolved.version)
+        result = await normalizing.run(plan, batch, reply, prefix="chunk.")
+        metrics.sent_bytes.inc(result.size_bytes)
+        yield result.sent

@@ -20,6 +20,7 @@ from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import resources_pb2, tensor_pb2
 from normstats.wire import spec as spec_wire
 from normstats.wire import tensor
+from normstats.wire.carried import Data
 
 # One request contributes to at most so many normalizers: all layers of a large model, and no more.
 MAX_CONTRIBUTIONS = 4096
@@ -99,7 +100,7 @@ def spec(message: resources_pb2.Spec, field: str) -> specs.Spec:
 
 def batch(
     description: tensor_pb2.Tensor,
-    data: bytes,
+    data: Data,
     padding: tensor_pb2.Padding | None,
     *,
     field: str = "input",
@@ -122,7 +123,7 @@ def batch(
     return Batch(values, lengths, mask, weights)
 
 
-def array(description: tensor_pb2.Tensor, data: bytes, field: str, data_field: str) -> Tensor:
+def array(description: tensor_pb2.Tensor, data: Data, field: str, data_field: str) -> Tensor:
     """A tensor; it shares the bytes.
 
     Raises:
@@ -223,11 +224,11 @@ def _time(message: Timestamp, field: str) -> float:
     return message.ToMicroseconds() / 1e6
 
 
-def input_of(request: pb.NormalizeRequest) -> Batch:
+def input_of(request: pb.NormalizeRequest, data: Data) -> Batch:
     """The tensor of a unary normalization."""
     if not request.HasField("input"):
         raise InvalidArgument("input", "is not given; expected a tensor's dtype and shape")
-    return batch(request.input, request.data, request.padding if request.HasField("padding") else None)
+    return batch(request.input, data, request.padding if request.HasField("padding") else None)
 
 
 def producer_of(request: pb.NormalizeRequest) -> tuple[bytes, int]:
@@ -245,11 +246,10 @@ def style_of(request: pb.NormalizeRequest) -> Tensor | None:
     return None
 
 
-def chunk(frame: pb.NormalizeStreamRequest, row_shape: tuple[int, ...] | None) -> Batch:
+def chunk(message: pb.NormalizeStreamRequest.Chunk, data: Data, row_shape: tuple[int, ...] | None) -> Batch:
     """A chunk of whole rows, of the shape that the rows before had."""
-    message = frame.chunk
     padding = message.padding if message.HasField("padding") else None
-    taken = batch(message.input, frame.data, padding, field="chunk.input")
+    taken = batch(message.input, data, padding, field="chunk.input")
     if not taken.x.dim():
         raise InvalidArgument("chunk.input.shape", "is empty; expected whole rows")
     if row_shape is not None and tuple(taken.x.shape[1:]) != row_shape:

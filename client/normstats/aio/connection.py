@@ -12,11 +12,10 @@ import grpc
 from normstats import specs
 from normstats.aio import concurrency
 from normstats.backoff import Backoff
-from normstats.channel import Option
+from normstats.channel import Option, Stub
 from normstats.errors import connection_broke, from_grpc
 from normstats.producer import Producer
 from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import spec as spec_wire
 
 
@@ -44,7 +43,7 @@ class AsyncConnection:
         with self._opening:
             if self._stub is None:
                 self._channel = concurrency.open_channel(self._target, self._options)
-                self._stub = NormalizationServiceStub(self._channel)
+                self._stub = Stub(self._channel)
 
     def stub_at(self, target: str) -> Any:
         """The contract's stub at another server's address; at this connection's own, if that is empty."""
@@ -53,7 +52,7 @@ class AsyncConnection:
         with self._opening:
             if target not in self._others:
                 channel = concurrency.open_channel(target, self._options)
-                self._others[target] = channel, NormalizationServiceStub(channel)
+                self._others[target] = channel, Stub(channel)
             return self._others[target][1]
 
     async def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:

@@ -16,6 +16,7 @@ from normstats.errors import InvalidArgument, connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
 from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire.carried import Carried
 
 if TYPE_CHECKING:
     from normstats.aio.connection import AsyncConnection
@@ -41,11 +42,11 @@ async def normalize(
             return await _in_chunks(connection, opening, payload, options, total)
     request = requests.normalize(payload, target, options)
     if options.mode == "train":
-        request.producer_id = connection.producer.id
-        request.sequence = connection.producer.next_sequence()
+        request.message.producer_id = connection.producer.id
+        request.message.sequence = connection.producer.next_sequence()
     reply = await connection.call(connection.stub.Normalize, request, timeout)
     output = Output(payload)
-    output.add(reply.output, reply.data)
+    output.add(reply.message.output, reply.data)
     return output.value()
 
 
@@ -73,7 +74,7 @@ async def _moments(
 
 async def _in_chunks(
     connection: AsyncConnection,
-    opening: pb.NormalizeStreamRequest,
+    opening: Carried[pb.NormalizeStreamRequest],
     payload: Payload,
     options: NormalizeOptions,
     timeout: float,
@@ -92,7 +93,7 @@ async def _in_chunks(
 
 async def _once(
     connection: AsyncConnection,
-    opening: pb.NormalizeStreamRequest,
+    opening: Carried[pb.NormalizeStreamRequest],
     payload: Payload,
     options: NormalizeOptions,
     deadline: float,
@@ -100,7 +101,7 @@ async def _once(
     window, output = concurrency.Semaphore(_WINDOW), Output(payload)
     ended = False
 
-    async def frames() -> AsyncIterator[pb.NormalizeStreamRequest]:
+    async def frames() -> AsyncIterator[Carried[pb.NormalizeStreamRequest]]:
         yield opening
         for start, stop in chunking.cuts(payload):
             await window.acquire()
@@ -111,7 +112,7 @@ async def _once(
     call = connection.stub.NormalizeStream(frames(), timeout=max(0.0, deadline - monotonic()))
     try:
         async for reply in call:
-            output.add(reply.output, reply.data)
+            output.add(reply.message.output, reply.data)
             window.release()
     finally:
         ended = True

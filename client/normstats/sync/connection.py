@@ -12,12 +12,11 @@ import grpc
 
 from normstats import specs
 from normstats.backoff import Backoff
-from normstats.channel import Option
+from normstats.channel import Option, Stub
 from normstats.errors import connection_broke, from_grpc
 from normstats.producer import Producer
 from normstats.sync import concurrency
 from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import spec as spec_wire
 
 
@@ -45,7 +44,7 @@ class Connection:
         with self._opening:
             if self._stub is None:
                 self._channel = concurrency.open_channel(self._target, self._options)
-                self._stub = NormalizationServiceStub(self._channel)
+                self._stub = Stub(self._channel)
 
     def stub_at(self, target: str) -> Any:
         """The contract's stub at another server's address; at this connection's own, if that is empty."""
@@ -54,7 +53,7 @@ class Connection:
         with self._opening:
             if target not in self._others:
                 channel = concurrency.open_channel(target, self._options)
-                self._others[target] = channel, NormalizationServiceStub(channel)
+                self._others[target] = channel, Stub(channel)
             return self._others[target][1]
 
     def call(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:

@@ -17,6 +17,7 @@ from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
 from normstats.sync import concurrency
 from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire.carried import Carried
 
 if TYPE_CHECKING:
     from normstats.sync.connection import Connection
@@ -42,11 +43,11 @@ def normalize(
             return _in_chunks(connection, opening, payload, options, total)
     request = requests.normalize(payload, target, options)
     if options.mode == "train":
-        request.producer_id = connection.producer.id
-        request.sequence = connection.producer.next_sequence()
+        request.message.producer_id = connection.producer.id
+        request.message.sequence = connection.producer.next_sequence()
     reply = connection.call(connection.stub.Normalize, request, timeout)
     output = Output(payload)
-    output.add(reply.output, reply.data)
+    output.add(reply.message.output, reply.data)
     return output.value()
 
 
@@ -74,7 +75,7 @@ def _moments(
 
 def _in_chunks(
     connection: Connection,
-    opening: pb.NormalizeStreamRequest,
+    opening: Carried[pb.NormalizeStreamRequest],
     payload: Payload,
     options: NormalizeOptions,
     timeout: float,
@@ -93,7 +94,7 @@ def _in_chunks(
 
 def _once(
     connection: Connection,
-    opening: pb.NormalizeStreamRequest,
+    opening: Carried[pb.NormalizeStreamRequest],
     payload: Payload,
     options: NormalizeOptions,
     deadline: float,
@@ -101,7 +102,7 @@ def _once(
     window, output = concurrency.Semaphore(_WINDOW), Output(payload)
     ended = False
 
-    def frames() -> Iterator[pb.NormalizeStreamRequest]:
+    def frames() -> Iterator[Carried[pb.NormalizeStreamRequest]]:
         yield opening
         for start, stop in chunking.cuts(payload):
             window.acquire()
@@ -112,7 +113,7 @@ def _once(
     call = connection.stub.NormalizeStream(frames(), timeout=max(0.0, deadline - monotonic()))
     try:
         for reply in call:
-            output.add(reply.output, reply.data)
+            output.add(reply.message.output, reply.data)
             window.release()
     finally:
         ended = True

@@ -1,0 +1,116 @@
+"""Our own reading and writing of messages that carry tensors, beside protobuf's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import tensor_pb2
+from normstats.wire import carried
+from normstats.wire.carried import Carried
+
+TYPES = (pb.NormalizeRequest, pb.NormalizeResponse, pb.NormalizeStreamRequest, pb.NormalizeStreamResponse)
+SIZES = (0, 1, 127, 128, 4000, 4095, 4096, 5000, 16_383, 16_384, 70_000, 2_097_152)
+
+
+def example(message_type: Any) -> Any:
+    description = tensor_pb2.Tensor(dtype=tensor_pb2.D_TYPE_FLOAT32, shape=[3, 1 << 40])
+    if message_type is pb.NormalizeRequest:
+        return message_type(
+            normalizer="robot/obs", mode=pb.MODE_TRAIN, sequence=2**62, producer_id=bytes(16), input=description,
+            style_tensor=description, style_data=b"z" * 200,
+        )  # fmt: skip
+    if message_type is pb.NormalizeStreamRequest:
+        return message_type(chunk=pb.NormalizeStreamRequest.Chunk(input=description))
+    return message_type(output=description, mode=pb.MODE_EVAL, version=7)
+
+
+def of_protobuf(message_type: Any, received: bytes) -> tuple[Any, bytes]:
+    message = message_type.FromString(received)
+    data = message.data
+    message.ClearField("data")
+    return message, data
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("message_type", TYPES)
+def test_what_is_written_is_what_protobuf_writes(message_type: Any, size: int) -> None:
+    message, data = example(message_type), np.arange(size, dtype=np.uint8)
+    whole = message_type()
+    whole.CopyFrom(message)
+    whole.data = data.tobytes()
+    assert carried.serialize(Carried(message, data.data)) == whole.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("message_type", TYPES)
+def test_what_protobuf_writes_is_read(message_type: Any, size: int) -> None:
+    message = example(message_type)
+    message.data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    received = carried.deserializer(message_type)(message.SerializeToString())
+    assert (received.message, bytes(received.data)) == of_protobuf(message_type, message.SerializeToString())
+
+
+def test_large_data_are_not_copied() -> None:
+    sent = carried.serialize(Carried(example(pb.NormalizeResponse), bytes(100_000)))
+    received = carried.deserializer(pb.NormalizeResponse)(sent)
+    assert isinstance(received.data, memoryview) and received.data.obj is sent
+
+
+def unusual() -> dict[str, bytes]:
+    head = pb.NormalizeResponse(version=3).SerializeToString()
+    data = b"\x7a\x88\x27" + bytes(5000)
+    return {
+        "data first": data + head,
+        "data twice": head + data + data,
+        "an empty one after it": head + data + b"\x7a\x00",
+        "an unknown field before it": b"\x30\x05" + head + data,
+        "an unknown field after it": head + data + b"\x30\x05",
+        "a field from 16 on": b"\x82\x01\x01x" + head + data,
+        "a group": b"\x33\x34" + head + data,
+        "the length in more bytes": head + b"\x7a\x88\xa7\x00" + bytes(5000),
+        "cut short": head + data[:-1],
+        "longer than it says": head + data + b"\x00",
+        "no field 0": b"\x00" + head + data,
+        "a varint without an end": b"\x18" + b"\xff" * 11 + data,
+        "a length beyond it": b"\x0a\xff\xff\xff\xff\x0f" + data,
+        "wrong wire type": b"\x78\x01" + data,
+        "fixed fields": b"\x31" + bytes(8) + b"\x35" + bytes(4) + data,
+        "many fields": b"\x18\x01" * 100 + data,
+        "nothing but zeros": bytes(6000),
+        "nothing but data": data,
+    }
+
+
+@pytest.mark.parametrize("name", unusual())
+def test_the_unusual_is_read_as_protobuf_reads_it(name: str) -> None:
+    compare(pb.NormalizeResponse, unusual()[name])
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(message_type=st.sampled_from(TYPES), changes=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=12))))
+def test_whatever_comes_is_read_as_protobuf_reads_it(message_type: Any, changes: list[tuple[int, bytes]]) -> None:
+    sent = bytearray(carried.serialize(Carried(example(message_type), bytes(range(250)) * 18)))
+    for place, other in changes:
+        sent[place : place + max(1, len(other) - 3)] = other
+    compare(message_type, bytes(sent))
+
+
+def compare(message_type: Any, sent: bytes) -> None:
+    try:
+        expected = of_protobuf(message_type, sent)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            carried.deserializer(message_type)(sent)
+        return
+    received = carried.deserializer(message_type)(sent)
+    assert (received.message.SerializeToString(), bytes(received.data)) == (
+        expected[0].SerializeToString(),
+        expected[1],
+    )
