@@ -238,6 +238,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 def serve(settings: Settings) -> None:
     """Run a server in this process until it is told to stop."""
+    process.keep_memory()
     asyncio.run(_serve(settings))
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from normserver import names, replies, validate
+from normserver.codec import Encoded
 from normserver.contributing import Contributing
 from normserver.contributions import Outcome
 from normserver.errors import InvalidArgument, ServiceError, Unavailable
@@ -16,6 +17,8 @@ from normserver.normalizing import Normalizing
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire.carried import Carried
 
+# Chunks of one stream that were received and are not answered yet, beside the one that is being sent.
+_CHUNKS_UNDER_WAY = 3
 # Contributions of one stream that may wait for their commit; the stream is not read further meanwhile.
 _IN_FLIGHT = 1024
 
@@ -137,8 +140,10 @@ async def chunks(
 ) -> AsyncIterator[bytes]:
     """Normalize chunk after chunk, in order, all by the statistics that the opening frame found.
 
+    A few are under way at once, so that receiving, computing and sending go on side by side.
+
     Raises:
-        ServiceError: a frame is wrong.
+        ServiceError: a frame is wrong; the chunks before it were answered.
     """
     first = await anext(aiter(frames), None)
     if first is None:
@@ -148,14 +153,34 @@ async def chunks(
     opening = first.message.open
     resolved = await normalizing.resolve(validate.wanted(opening, "open."))
     plan = validate.chunked(resolved.plan, opening)
-    row_shape: tuple[int, ...] | None = None
-    async for frame in frames:
-        if frame.message.WhichOneof("frame") != "chunk":
-            raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
-        batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
-        row_shape = tuple(batch.x.shape[1:])
-        metrics.received_bytes.inc(len(frame.data))
-        reply = replies.normalized_chunk(plan.mode, resolved.version)
-        result = await normalizing.run(plan, batch, reply, prefix="chunk.")
-        metrics.sent_bytes.inc(result.size_bytes)
-        yield result.sent
+    room = asyncio.Semaphore(_CHUNKS_UNDER_WAY)
+    under_way: asyncio.Queue[asyncio.Task[Encoded] | None] = asyncio.Queue()
+
+    async def read() -> None:
+        row_shape: tuple[int, ...] | None = None
+        try:
+            async for frame in frames:
+                if frame.message.WhichOneof("frame") != "chunk":
+                    raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
+                batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
+                row_shape = tuple(batch.x.shape[1:])
+                metrics.received_bytes.inc(len(frame.data))
+                reply = replies.normalized_chunk(plan.mode, resolved.version)
+                await room.acquire()
+                under_way.put_nowait(asyncio.create_task(normalizing.run(plan, batch, reply, prefix="chunk.")))
+        finally:
+            under_way.put_nowait(None)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (chunk := await under_way.get()) is not None:
+            result = await chunk
+            metrics.sent_bytes.inc(result.size_bytes)
+            yield result.sent
+            room.release()
+        await reader
+    finally:
+        reader.cancel()
+        while not under_way.empty():
+            if (left := under_way.get_nowait()) is not None:
+                left.cancel()

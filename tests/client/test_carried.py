@@ -60,7 +60,8 @@ def test_what_protobuf_writes_is_read(message_type: Any, size: int) -> None:
 def test_large_data_are_not_copied() -> None:
     sent = carried.serialize(Carried(example(pb.NormalizeResponse), bytes(100_000)))
     received = carried.deserializer(pb.NormalizeResponse)(sent)
-    assert isinstance(received.data, memoryview) and received.data.obj is sent
+    assert isinstance(received.data, memoryview)
+    assert received.data.obj is sent
 
 
 def unusual() -> dict[str, bytes]:

@@ -171,6 +171,38 @@ class TestChunks:
             self.send(stub, {"spec": spec}, [np.ones((2, 4), np.float32), np.ones((2, 5), np.float32)])
         assert caught.value.code() is INVALID
 
+    def test_a_peer_may_wait_for_each_answer(self, stub: NormalizationServiceStub) -> None:
+        sent: queue.Queue[pb.NormalizeStreamRequest | None] = queue.Queue()
+        sent.put(pb.NormalizeStreamRequest(open={"spec": spec_wire.to_proto(specs.LpNorm())}))
+        replies = stub.NormalizeStream(iter(sent.get, None), timeout=30)
+        for rows in (1, 4000, 2):
+            part = np.full((rows, 4), 3, np.float32)
+            sent.put(pb.NormalizeStreamRequest(chunk={"input": described(part)}, data=part.tobytes()))
+            assert next(replies).data == np.full((rows, 4), 0.5, np.float32).tobytes()
+        sent.put(None)
+        assert list(replies) == []
+
+    def test_what_came_before_a_wrong_chunk_is_answered(self, stub: NormalizationServiceStub) -> None:
+        parts = [np.full((rows, 4), 3, np.float32) for rows in (5000, 1, 300, 1, 1, 1, 7)]
+        frames = [pb.NormalizeStreamRequest(open={"spec": spec_wire.to_proto(specs.LpNorm())})]
+        frames += [pb.NormalizeStreamRequest(chunk={"input": described(p)}, data=p.tobytes()) for p in parts]
+        frames.append(pb.NormalizeStreamRequest(chunk={"input": described(parts[0])}, data=b"too few"))
+        replies = stub.NormalizeStream(iter(frames), timeout=30)
+        assert [len(next(replies).data) // 16 for _ in parts] == [len(part) for part in parts]
+        with pytest.raises(grpc.RpcError) as caught:
+            next(replies)
+        assert caught.value.code() is INVALID
+
+    def test_a_peer_that_hangs_up_leaves_nothing_behind(self, stub: NormalizationServiceStub) -> None:
+        part = np.ones((50_000, 4), np.float32)
+        for _ in range(5):
+            frames = [pb.NormalizeStreamRequest(open={"spec": spec_wire.to_proto(specs.LpNorm())})]
+            frames += [pb.NormalizeStreamRequest(chunk={"input": described(part)}, data=part.tobytes())] * 20
+            replies = stub.NormalizeStream(iter(frames), timeout=30)
+            next(replies)
+            replies.cancel()
+        assert len(self.send(stub, {"spec": spec_wire.to_proto(specs.LpNorm())}, [part])) == 50_000
+
 
 class TestWatch:
     """Statistics now, and whenever they change."""
