@@ -123,6 +123,17 @@ class TestNormalizer:
         assert after.state == before.state
         np.testing.assert_array_equal(after.var, before.var)
 
+    def test_many_arrays_come_back_in_order_as_if_one_by_one(self, client: normstats.Client) -> None:
+        arrays = [RNG.normal(size=(1 + i % 7, 8)).astype(np.float32) for i in range(100)]
+        arrays.append(RNG.normal(size=(70_000, 8)).astype(np.float32))  # in chunks
+        spec = normstats.LayerNorm(8)
+        many = client.normalize_many(iter(arrays), spec)
+        for x, y in zip(arrays, many, strict=True):
+            np.testing.assert_array_equal(y, client.normalize(x, spec))
+        assert client.normalize_many([], spec) == []
+        with pytest.raises(normstats.InvalidArgument):
+            client.normalize_many([arrays[0], np.ones((2, 9), np.float32), arrays[1]], spec)
+
     def test_many_at_once_all_or_nothing(self, client: normstats.Client, name: str) -> None:
         a, b = (client.create(f"{name}/{part}", normstats.Standardize(n)) for part, n in (("a", 2), ("b", 1)))
         results = client.update({a.name: np.ones((3, 2)), b.name: np.ones(3)}, weights={b.name: [1, 0, 4]})
@@ -313,6 +324,10 @@ class TestAio:
                 assert stream.acknowledged == 10
             z = await ours.normalize(x)
             np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-6)
+            many = await client.normalize_many(np.array_split(x, 70), name)
+            np.testing.assert_array_equal(np.concatenate(many), z)
+            with pytest.raises(normstats.NotFound):
+                await client.normalize_many([x] * 50, "nobody")
             large = np.tile(x, (1000, 1))
             np.testing.assert_allclose(
                 await client.normalize(large, normstats.Standardize(3), mode="batch"), np.tile(z, (1000, 1)), atol=1e-5

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from normstats import requests, specs
+from normstats.aio import concurrency
 from normstats.aio.connection import AsyncConnection
 from normstats.aio.normalizer import AsyncNormalizer
 from normstats.aio.normalizing import normalize
@@ -15,6 +16,9 @@ from normstats.options import Mode, NormalizeOptions
 from normstats.results import NormalizerInfo, RunningState, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
+
+# Calls of normalize_many that are in flight at once.
+_AT_ONCE = 32
 
 
 def connect(
@@ -143,6 +147,39 @@ class AsyncClient:
         """
         options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot)
         return await normalize(self._connection, x, target, options, timeout)
+
+    async def normalize_many(
+        self,
+        arrays: Iterable[Any],
+        target: specs.Spec | str,
+        *,
+        mode: Mode | None = None,
+        inverse: bool = False,
+        snapshot: str | None = None,
+        timeout: float | None = None,
+    ) -> Sequence[Any]:
+        """Normalize arrays, each as `normalize` does, some dozens at a time: they need not be of one shape.
+
+        Args:
+            arrays: numpy arrays, torch tensors or sequences.
+            target: a spec, or a normalizer's name.
+            mode: as for `normalize`; what "train" contributes is counted in any order.
+            inverse: undo a normalization by running statistics.
+            snapshot: use the statistics under this tag.
+            timeout: seconds, for each of them.
+
+        Returns:
+            The outputs, in the order of the arrays.
+
+        Raises:
+            NormstatsError: one of them failed, as `normalize` says; none is begun after it.
+        """
+        options = NormalizeOptions(mode, inverse, None, None, None, snapshot)
+
+        async def one(x: Any) -> Any:
+            return await normalize(self._connection, x, target, options, timeout)
+
+        return await concurrency.each(one, list(arrays), _AT_ONCE)
 
     async def update(
         self,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from normstats import channel
 from normstats.errors import DeadlineExceeded
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Condition = asyncio.Condition
 Semaphore = asyncio.Semaphore
@@ -19,6 +22,22 @@ sleep = asyncio.sleep
 def open_channel(target: str, options: Sequence[channel.Option]) -> grpc.aio.Channel:
     """A channel to a target; connects at its first call."""
     return grpc.aio.insecure_channel(target, options=channel.options(options))
+
+
+async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], at_once: int) -> list[R]:
+    """What work makes of each item, so many at once; the first error ends all."""
+    room = asyncio.Semaphore(at_once)
+
+    async def one(item: T) -> R:
+        async with room:
+            return await work(item)
+
+    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Task:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,11 +11,15 @@ from normstats import requests, specs
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import NormalizerInfo, RunningState, UpdateResult
+from normstats.sync import concurrency
 from normstats.sync.connection import Connection
 from normstats.sync.normalizer import Normalizer
 from normstats.sync.normalizing import normalize
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
+
+# Calls of normalize_many that are in flight at once.
+_AT_ONCE = 32
 
 
 def connect(
@@ -138,6 +142,39 @@ class Client:
         """
         options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot)
         return normalize(self._connection, x, target, options, timeout)
+
+    def normalize_many(
+        self,
+        arrays: Iterable[Any],
+        target: specs.Spec | str,
+        *,
+        mode: Mode | None = None,
+        inverse: bool = False,
+        snapshot: str | None = None,
+        timeout: float | None = None,
+    ) -> Sequence[Any]:
+        """Normalize arrays, each as `normalize` does, some dozens at a time: they need not be of one shape.
+
+        Args:
+            arrays: numpy arrays, torch tensors or sequences.
+            target: a spec, or a normalizer's name.
+            mode: as for `normalize`; what "train" contributes is counted in any order.
+            inverse: undo a normalization by running statistics.
+            snapshot: use the statistics under this tag.
+            timeout: seconds, for each of them.
+
+        Returns:
+            The outputs, in the order of the arrays.
+
+        Raises:
+            NormstatsError: one of them failed, as `normalize` says; none is begun after it.
+        """
+        options = NormalizeOptions(mode, inverse, None, None, None, snapshot)
+
+        def one(x: Any) -> Any:
+            return normalize(self._connection, x, target, options, timeout)
+
+        return concurrency.each(one, list(arrays), _AT_ONCE)
 
     def update(
         self,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from normstats import channel
 from normstats.errors import DeadlineExceeded
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Condition = threading.Condition
 Semaphore = threading.Semaphore
@@ -21,6 +25,18 @@ sleep = time.sleep
 def open_channel(target: str, options: Sequence[channel.Option]) -> grpc.Channel:
     """A channel to a target; connects at its first call."""
     return grpc.insecure_channel(target, options=channel.options(options))
+
+
+def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
+    """What work makes of each item, so many at once; the first error ends all."""
+    if not items:
+        return []
+    with ThreadPoolExecutor(min(at_once, len(items)), thread_name_prefix="normalize") as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Task:
