@@ -19,7 +19,7 @@ Data = bytes | memoryview
 # The tag of `data`, field 15 of wire type 2 (length-delimited), which is one byte.
 _DATA, _FIELD = 0x7A, "data"
 # Up to this size protobuf is faster than looking for the data here.
-_SMALL_BYTES = 4096
+_SMALL_BYTES = 1 << 16
 # What precedes the data is looked through field by field; a message of so many is left to protobuf.
 _MOST_FIELDS = 64
 
