@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -9,11 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import normstats
 from normstats import Member, Normalizer
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from tests.server_process import ServerProcess
 
 ROUND_SECONDS = 1.0
@@ -123,6 +128,49 @@ def test_a_late_part_is_told_so_and_may_be_given_to_the_next_round(pool: ThreadP
             late.sync(batch(3))
         assert caught.value.reason == "ROUND_CLOSED"
         assert {one.round for one in all_sync(pool, [prompt, late], [batch(4), batch(5)])} == {3}
+
+
+class TestAnotherServer:
+    """Members come from a server that has died: it told one of them what round 6 came to, and not the other."""
+
+    def member(
+        self, stub: NormalizationServiceStub, name: str, next_round: int
+    ) -> tuple[queue.Queue[pb.SynchronizeStatsRequest | None], Any]:
+        request, frames = pb.SynchronizeStatsRequest, queue.Queue[pb.SynchronizeStatsRequest | None]()
+        join = request.Join(
+            group=name, member_id=secrets.token_bytes(16), size=2, on_missing=request.ON_MISSING_FAIL,
+            group_id=name.encode().ljust(16)[-16:], next_round=next_round,
+        )  # fmt: skip
+        join.round_timeout.FromSeconds(20)
+        frames.put(request(join=join))
+        replies = stub.SynchronizeStats(iter(frames.get, None), timeout=30)
+        next(replies)
+        return frames, replies
+
+    def give(self, frames: queue.Queue[pb.SynchronizeStatsRequest | None], number: int) -> None:
+        frames.put(pb.SynchronizeStatsRequest(part=pb.SynchronizeStatsRequest.Part(round=number, vector=bytes(8))))
+
+    @pytest.mark.parametrize("first", ["told", "untold"])
+    def test_who_was_not_told_is_told_that_the_result_is_lost(
+        self, stub: NormalizationServiceStub, name: str, first: str
+    ) -> None:
+        if first == "told":
+            told, of_told = self.member(stub, name, 7)
+            untold, of_untold = self.member(stub, name, 6)
+            self.give(untold, 6)
+        else:
+            untold, of_untold = self.member(stub, name, 6)
+            self.give(untold, 6)
+            time.sleep(0.3)
+            told, of_told = self.member(stub, name, 7)
+        with pytest.raises(grpc.RpcError, match="do not give the part again, it may be in it; the group is at round 7"):
+            next(of_untold)
+        again, of_again = self.member(stub, name, 7)
+        self.give(told, 7)
+        self.give(again, 7)
+        assert next(of_told).merged.round == next(of_again).merged.round == 7
+        for frames in (told, untold, again):
+            frames.put(None)
 
 
 def test_a_member_may_leave_and_another_take_its_place(pool: ThreadPoolExecutor, obs: Normalizer) -> None:

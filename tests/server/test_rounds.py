@@ -109,3 +109,6 @@ def test_a_member_that_knows_of_later_rounds_closes_the_one_that_cannot_be_compl
     one.give(A, 1, a, now=0.0)
     assert one.catch_up(7) == Closed(1, {A: a}, complete=False)
     assert (one.round, one.parts) == (7, {})
+    with pytest.raises(FailedPrecondition, match="do not give the part again") as caught:
+        one.give(A, 6, a, now=0.0)
+    assert (caught.value.reason, caught.value.metadata) == ("RESULT_LOST", {"next_round": "7"})

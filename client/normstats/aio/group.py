@@ -49,8 +49,8 @@ class AsyncMember:
         Raises:
             InvalidArgument: the batch does not fit, or the vector is of another length than the others'.
             DeadlineExceeded: members were missing when the round's time was over; nothing was merged.
-            FailedPrecondition: the round was closed without this part (reason ROUND_CLOSED); or the group has other
-                terms.
+            FailedPrecondition: the round was closed without this part (reason ROUND_CLOSED); it was completed, and its
+                result lost with the server that had it (RESULT_LOST); or the group has other terms.
             Unavailable: no server within the timeout.
         """
         part = membership.part(self._spec, batch, vector, weights=weights, lengths=lengths, mask=mask)

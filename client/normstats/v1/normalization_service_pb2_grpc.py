@@ -170,7 +170,7 @@ class NormalizationServiceServicer(object):
         """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
         moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
         no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
-        metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+        metadata), its result was lost with the server that had it (RESULT_LOST, likewise), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
         (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

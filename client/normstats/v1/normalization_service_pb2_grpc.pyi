@@ -66,7 +66,7 @@ class NormalizationServiceStub:
     """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
     moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
     no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
-    metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+    metadata), its result was lost with the server that had it (RESULT_LOST, likewise), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
     (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
     """
     GetRunningStats: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.GetRunningStatsRequest, _normalization_service_pb2.GetRunningStatsResponse]
@@ -146,7 +146,7 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
     moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
     no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
-    metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+    metadata), its result was lost with the server that had it (RESULT_LOST, likewise), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
     (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
     """
     GetRunningStats: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.GetRunningStatsRequest, _normalization_service_pb2.GetRunningStatsResponse]  # type: ignore[assignment]
@@ -253,7 +253,7 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         """SynchronizeStats runs rounds: every member of a group sends the moments of round k, and all receive the merged
         moments of round k. DEADLINE_EXCEEDED if members are missing at the deadline and the policy is to fail, or there is
         no quorum; FAILED_PRECONDITION if the round was closed without this part (ROUND_CLOSED, `next_round` in the
-        metadata), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
+        metadata), its result was lost with the server that had it (RESULT_LOST, likewise), the group's members have agreed on other terms (OTHER_TERMS), or another server owns the group
         (NOT_OWNER, its address as `owner` in the metadata). Nothing of a failed round is merged.
         """
 

@@ -44,13 +44,20 @@ class Closed(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """The rounds of one group, one open at a time, counted from 1. `id` tells it from others of its name."""
+    """The rounds of one group, one open at a time, counted from 1. `id` tells it from others of its name.
+
+    What `first` and the rounds since came to is known here; of those before, only that they are over.
+    """
 
     id: bytes
     terms: Terms
     round: int = 1
     parts: dict[bytes, Part] = field(default_factory=dict)
     deadline: float | None = None
+    first: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.round
 
     def agree(self, terms: Terms, *, alone: bool) -> None:
         """Check a member's terms; whoever is alone, between rounds, may set new ones.
@@ -71,7 +78,7 @@ class Group:
         if next_round <= self.round:
             return None
         closed = self._close(complete=False)
-        self.round = next_round
+        self.round = self.first = next_round
         return closed
 
     def give(self, member: bytes, number: int, part: Part, now: float) -> Closed | None:
@@ -82,7 +89,7 @@ class Group:
             InvalidArgument: the round is not open yet, or the part is not like the others'.
         """
         if number < self.round:
-            raise too_late(number, self.round)
+            raise self.over(number)
         if number > self.round:
             raise InvalidArgument("part.round", f"is {number}; the group is at round {self.round}")
         if self.parts:
@@ -91,6 +98,23 @@ class Group:
             self.deadline = now + self.terms.timeout_seconds
         self.parts.setdefault(member, part)
         return self._close(complete=True) if len(self.parts) == self.terms.size else None
+
+    def over(self, number: int) -> FailedPrecondition:
+        """What a member is told that gives a part to a round that is over."""
+        if number < self.first:
+            return FailedPrecondition(
+                f"round {number} was over when this server took the group, and its result went with the server that "
+                f"had it before; do not give the part again, it may be in it; the group is at round {self.round}",
+                field="part.round",
+                reason="RESULT_LOST",
+                metadata={"next_round": str(self.round)},
+            )
+        return FailedPrecondition(
+            f"round {number} is over, and your part is not in it; the group is at round {self.round}",
+            field="part.round",
+            reason="ROUND_CLOSED",
+            metadata={"next_round": str(self.round)},
+        )
 
     def expire(self, now: float) -> Closed | None:
         """The open round, if its time is over; complete if it may go on with those present."""
@@ -102,16 +126,6 @@ class Group:
         closed = Closed(self.round, self.parts, complete)
         self.round, self.parts, self.deadline = self.round + 1, {}, None
         return closed
-
-
-def too_late(number: int, now_at: int) -> FailedPrecondition:
-    """What a member is told whose part came after its round was over."""
-    return FailedPrecondition(
-        f"round {number} is over, and your part is not in it; the group is at round {now_at}",
-        field="part.round",
-        reason="ROUND_CLOSED",
-        metadata={"next_round": str(now_at)},
-    )
 
 
 def _check_alike(first: Part, part: Part) -> None:

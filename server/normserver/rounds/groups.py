@@ -21,7 +21,7 @@ from normserver.names import PRODUCER_ID_BYTES
 from normserver.published import Published
 from normserver.rounds import frames
 from normserver.rounds.frames import Join, Merged
-from normserver.rounds.group import Closed, Group, Part, too_late
+from normserver.rounds.group import Closed, Group, Part
 from normserver.rounds.ownership import Ownership, Sole
 from normstats.v1 import normalization_service_pb2 as pb
 
@@ -157,7 +157,7 @@ class Groups:
             return live
         live.group.agree(join.terms, alone=not live.seats)
         if join.group_id == live.group.id and (closed := live.group.catch_up(join.next_round)) is not None:
-            self._closed(live, closed)
+            self._given_up(live, closed)
         return live
 
     def _forget(self, live: _Live) -> None:
@@ -169,7 +169,7 @@ class Groups:
         kept = live.results.get(number)
         if number < live.group.round:
             if kept is None or member not in kept.members:
-                raise too_late(number, live.group.round)
+                raise live.group.over(number)
             return kept.future
         loop = asyncio.get_running_loop()
         closed = live.group.give(member, number, part, loop.time())
@@ -188,14 +188,25 @@ class Groups:
         if deadline is not None and (closed := live.group.expire(max(deadline, asyncio.get_running_loop().time()))):
             self._closed(live, closed)
 
-    def _closed(self, live: _Live, closed: Closed) -> None:
-        """The open round waits no longer: merge it, or tell those present that it failed."""
+    def _given_up(self, live: _Live, closed: Closed) -> None:
+        """The open round was over elsewhere: those who gave it again cannot be told what it came to."""
+        if (result := self._ended(live, closed)) is not None:
+            _fail(result.future, live.group.over(closed.round))
+
+    def _ended(self, live: _Live, closed: Closed) -> _Result | None:
+        """The open round waits no longer; who waits for its result, if anybody does."""
         if live.timer is not None:
             live.timer.cancel()
-        if (result := live.results.get(closed.round)) is None:
+        result = live.results.get(closed.round)
+        if result is not None:
+            self._metrics.open_rounds.dec()
+            self._metrics.rounds.labels("completed" if closed.complete else "failed").inc()
+        return result
+
+    def _closed(self, live: _Live, closed: Closed) -> None:
+        """The open round waits no longer: merge it, or tell those present that it failed."""
+        if (result := self._ended(live, closed)) is None:
             return  # nobody had given a part
-        self._metrics.open_rounds.dec()
-        self._metrics.rounds.labels("completed" if closed.complete else "failed").inc()
         if not closed.complete:
             _fail(result.future, _missed(live.group, closed))
             return
