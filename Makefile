@@ -34,6 +34,7 @@ faults: setup ## each promise at its full size, half an hour: kill -9 at every w
 bench: setup ## the figures of the README, on this machine: some 35 minutes
 	$(BIN)/python -m benchmarks.aggregation $(ARGS)
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.wire
 
 demo: setup ## the whole service on real data: four workers, a kill -9, and exact statistics
 	$(BIN)/python examples/demo.py

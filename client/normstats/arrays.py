@@ -114,7 +114,7 @@ class Output:
 
     def __init__(self, like: Payload) -> None:
         self._like = like
-        self._buffer: bytearray | None = None
+        self._buffer: memoryview | None = None
         self._offset = self._size = 0
         self._name = ""
 
@@ -123,9 +123,11 @@ class Output:
         self._name = BY_NUMBER[description.dtype].name
         if self._buffer is None:
             self._size = int(np.prod(self._like.shape, dtype=object)) * BY_NUMBER[description.dtype].size_bytes
-            self._buffer = bytearray(self._size)
-        self._buffer[self._offset : self._offset + len(data)] = data
-        self._offset += len(data)
+            self._buffer = np.empty(self._size, np.uint8).data  # as bytes are, but not cleared first
+        end = self._offset + len(data)
+        if end <= self._size:  # what is more than that, `value` reports
+            self._buffer[self._offset : end] = data
+        self._offset = end
 
     def value(self) -> Any:
         """The whole.
@@ -141,7 +143,7 @@ class Output:
         dtype = tensor.numpy_dtype(next(e for e in BY_NUMBER.values() if e.name == self._name))
         return np.frombuffer(buffer, dtype).reshape(self._like.shape)
 
-    def _torch(self, buffer: bytearray) -> torch.Tensor:
+    def _torch(self, buffer: memoryview) -> torch.Tensor:
         import torch
 
         like = self._like.like

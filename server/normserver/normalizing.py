@@ -20,8 +20,8 @@ from normserver.records import policy_of, start
 from normserver.validate import Wanted
 from normstats import specs
 
-# Tensors up to this size are normalized within 50 us, in one pass.
-_BRIEF_BYTES = 1 << 15
+# Tensors up to this size are normalized within some 50 us, in one pass.
+_BRIEF_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)

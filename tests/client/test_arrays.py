@@ -97,3 +97,12 @@ def test_an_output_that_is_cut_short_is_an_error_and_no_zeros() -> None:
     output.add(part.describe(), part.data())
     with pytest.raises(normstats.Internal, match=rf"has {part.values.nbytes} bytes; expected {X.nbytes}"):
         output.value()
+
+
+def test_an_output_that_is_too_long_is_an_error() -> None:
+    whole = payload_of(X)
+    output = Output(whole)
+    output.add(whole.describe(), whole.data())
+    output.add(whole.describe(), whole.data())
+    with pytest.raises(normstats.Internal, match=rf"has {2 * X.nbytes} bytes; expected {X.nbytes}"):
+        output.value()

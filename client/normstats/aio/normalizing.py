@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from normstats import chunking, requests, specs
+from normstats import chunking, memory, requests, specs
 from normstats.aio import concurrency
 from normstats.arrays import Output, Payload, payload_of
 from normstats.backoff import Backoff
@@ -21,6 +21,8 @@ from normstats.wire.carried import Carried
 if TYPE_CHECKING:
     from normstats.aio.connection import AsyncConnection
 
+# Arrays from this size on are worth the allocator's while.
+_LARGE_BYTES = 1 << 16
 # Chunks on their way to the server and back.
 _WINDOW = 8
 
@@ -31,6 +33,8 @@ async def normalize(
     """Normalize an array; see Client.normalize."""
     payload = payload_of(x)
     requests.mode_of(options.mode)
+    if payload.values.nbytes > _LARGE_BYTES:
+        memory.keep()
     if payload.values.nbytes > chunking.CHUNK_BYTES:
         spec = await connection.spec_of(target, timeout) if isinstance(target, str) else target
         mode = chunking.effective_mode(spec, options.mode, named=isinstance(target, str))
