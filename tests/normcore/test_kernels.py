@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed")
 cpu = pytest.importorskip("normcore.kernels.cpu", reason="numba is not installed")
 
-from normcore.kernels import cuda, reference
+from normcore.kernels import cuda, launch, reference
 from normcore.kernels.base import (
     COUNT,
     M2,
@@ -528,3 +528,18 @@ def test_every_kernel_compiles_for_hopper() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_what_lies_across_words_is_read_as_it_is(offset: int) -> None:
+    """A tensor that was received lies where its message has it."""
+    x = torch.randn(300, 40)
+    data = bytearray(offset + x.nbytes)
+    data[offset:] = x.numpy().tobytes()
+    across = torch.frombuffer(data, dtype=torch.float32, offset=offset).reshape(x.shape)
+    assert across.data_ptr() % 4 != 0
+    assert torch.equal(launch.row_norm(across, (300, 40), 1e-5), launch.row_norm(x, (300, 40), 1e-5))
+    found, expected = (launch.channel_moments(one, (300, 40, 1)).values for one in (across, x))
+    assert torch.equal(found, expected)
+    y, z = (launch.channel_norm(one, (300, 40, 1), ToUnit(1e-5))[0] for one in (across, x))
+    assert torch.equal(y, z)

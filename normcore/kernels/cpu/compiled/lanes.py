@@ -70,7 +70,8 @@ def _reader(kind: str) -> Any:
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             memory = ir.HalfType() if stored == HALF else context.get_value_type(stored)
-            bits = builder.load(_place(builder, _vector(memory), *arguments), align=_size(stored))
+            align = 1 if kind == "in" else _size(stored)
+            bits = builder.load(_place(builder, _vector(memory), *arguments), align=align)
             _apart(builder, bits, kind)
             target = context.get_value_type(value)
             if stored == HALF:
@@ -113,7 +114,7 @@ def _written(builder: Any, stored: Any, value: Any, arguments: Any, align: int) 
 
 
 load_lanes, look_lanes, get_lanes = _reader("in"), _reader("table"), _reader("work")
-store_lanes, note_lanes, put_lanes = _writer("out"), _writer("table"), _writer("work")
+store_lanes, put_lanes = _writer("out"), _writer("work")
 
 
 @intrinsic

@@ -169,7 +169,9 @@ def _reader(kind: str) -> Any:
         value = types.float32 if stored in narrow else types.float64
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            bits = _apart(builder, builder.load(_address(builder, *arguments)), kind)
+            # Tensors that were received may lie anywhere in their message.
+            align = 1 if kind == "in" else None
+            bits = _apart(builder, builder.load(_address(builder, *arguments), align=align), kind)
             if stored == HALF:
                 return builder.fpext(builder.bitcast(bits, ir.HalfType()), _FLOAT)
             if stored == BRAIN:
