@@ -159,7 +159,7 @@ async def huge(client: normstats.aio.AsyncClient, process: Process, size: int) -
 async def run(rounds: int, seconds: float, size: int) -> dict[str, Any]:
     """All measurements."""
     with echoing() as (address, limit), tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(Path(folder), "--max-queued-normalizations", "4096").start()
+        server = ServerProcess(Path(folder)).start()
         assert server.process is not None
         process = Process(server.process.pid)
         try:

@@ -35,8 +35,8 @@ class Compute:
     async def run(self, work: Callable[[], T], *, prefix: str = "", brief: bool = False) -> T:
         """Run `work` on a thread. `prefix` is the request's field that its values came in.
 
-        What is brief is done here and now: some 50 us on the event loop, where handing it to a thread and hearing of
-        its end takes 100 us of it, and the thread as much.
+        What is brief is done here and now: on the event loop, of which handing it to a thread and hearing of its end
+        would take as much.
 
         Raises:
             ResourceExhausted: too much is waiting already.

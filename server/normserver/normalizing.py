@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from math import inf
+from time import perf_counter
 
 from torch import Tensor
 
@@ -20,8 +23,10 @@ from normserver.records import policy_of, start
 from normserver.validate import Wanted
 from normstats import specs
 
-# Tensors up to this size are normalized within some 50 us, in one pass.
-_BRIEF_BYTES = 1 << 17
+# What took less when it was last done is done on the event loop: handing it to a thread takes as long.
+_BRIEF_SECONDS, _BRIEF_BYTES = 100e-6, 1 << 17
+# Kinds of calls whose times are remembered.
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Normalizing:
         self._normalizers = normalizers
         self._compute = compute
         self._kept = Kept()
+        self._seconds: dict[Hashable, float] = {}
 
     async def resolve(self, wanted: Wanted, *, style: Tensor | None = None) -> Resolved:
         """Find the spec and the statistics that are wanted.
@@ -68,8 +74,20 @@ class Normalizing:
 
     async def run(self, plan: Plan, batch: Batch, reply: Reply, *, prefix: str = "") -> Encoded:
         """Normalize a batch on the device, for a reply that lacks nothing else."""
-        brief = batch.x.nbytes <= _BRIEF_BYTES and not getattr(plan.spec, "virtual_batch_size", None)
-        return await self._compute.run(lambda: self._normalize(plan, batch, reply), prefix=prefix, brief=brief)
+        if batch.x.nbytes > _BRIEF_BYTES:
+            return await self._compute.run(lambda: self._normalize(plan, batch, reply), prefix=prefix)
+        padded = batch.lengths is not None or batch.mask is not None
+        kind = type(plan.spec), plan.mode, plan.inverse, batch.x.dtype, batch.x.shape, padded
+        brief = self._seconds.get(kind, inf) < _BRIEF_SECONDS  # the first of a kind may have to be compiled
+        return await self._compute.run(lambda: self._timed(kind, plan, batch, reply), prefix=prefix, brief=brief)
+
+    def _timed(self, kind: Hashable, plan: Plan, batch: Batch, reply: Reply) -> Encoded:
+        begun = perf_counter()
+        encoded = self._normalize(plan, batch, reply)
+        if len(self._seconds) >= _REMEMBERED:
+            self._seconds.clear()
+        self._seconds[kind] = perf_counter() - begun
+        return encoded
 
     def _normalize(self, plan: Plan, batch: Batch, reply: Reply) -> Encoded:
         """Into memory that this thread keeps, as new pages cost more than arithmetic; and out of it into a reply."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from normserver import names, replies, validate
 from normserver.codec import Encoded
@@ -180,7 +180,10 @@ async def chunks(
             room.release()
         await reader
     finally:
-        reader.cancel()
+        left: list[asyncio.Task[Any]] = [reader]
         while not under_way.empty():
-            if (left := under_way.get_nowait()) is not None:
-                left.cancel()
+            if (chunk := under_way.get_nowait()) is not None:
+                left.append(chunk)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
