@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,24 @@ START_SECONDS = 60.0
 
 
 class ServerProcess:
-    """`python -m normserver` on free ports of 127.0.0.1. `target` and `http` are its addresses."""
+    """`python -m normserver` on free ports of 127.0.0.1, or at a socket. `target` and `http` are its addresses."""
 
-    def __init__(self, folder: Path, *flags: str, store: str = "", port: int = 0, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        store: str = "",
+        port: int = 0,
+        prefix: Sequence[str] = (),
+        by_socket: bool = False,
+    ) -> None:
         self.folder = folder
         self.prefix = prefix
         self.store = store or f"sqlite:///{folder / 'normstats.db'}"
         self.flags = flags
         self.port = port
+        # A socket's path has at most 107 characters: a folder of the tests' may be longer.
+        self._socket = tempfile.mktemp(prefix="normstats-", suffix=".sock") if by_socket else ""
         self.target = self.http = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._log = folder / f"server-{os.urandom(4).hex()}.log"
@@ -36,7 +47,7 @@ class ServerProcess:
             "-m",
             "normserver",
             "--listen",
-            f"127.0.0.1:{self.port}",
+            f"unix:{self._socket}" if self._socket else f"127.0.0.1:{self.port}",
             "--http",
             "127.0.0.1:0",
         ]
@@ -46,7 +57,8 @@ class ServerProcess:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         serving = self._wait_for("serving", offset)
         self.target, self.http = serving["grpc"], f"http://{serving['http']}"
-        self.port = int(self.target.rpartition(":")[2])
+        if not self._socket:
+            self.port = int(self.target.rpartition(":")[2])
         return self
 
     def kill(self) -> None:

@@ -13,7 +13,7 @@ from normstats.errors import Internal, InvalidArgument
 from normstats.v1 import tensor_pb2
 from normstats.wire import tensor
 from normstats.wire.carried import Data
-from normstats.wire.dtypes import BY_NUMBER
+from normstats.wire.dtypes import BY_NAME, FLOATING
 
 if TYPE_CHECKING:
     import torch
@@ -112,43 +112,84 @@ def _array(value: Any, field: str) -> npt.NDArray[Any]:
 class Output:
     """The result of a normalization, filled from one reply or several, in the kind that the input came in."""
 
-    def __init__(self, like: Payload) -> None:
+    def __init__(self, like: Payload, out: Any = None) -> None:
+        """`out`, if given, is what is filled and returned.
+
+        Raises:
+            InvalidArgument: it is of another kind, shape or dtype than the result, or its memory is not dense.
+        """
         self._like = like
-        self._buffer: memoryview | None = None
-        self._offset = self._size = 0
-        self._name = ""
+        self._out = out
+        self._element = BY_NAME[like.name if like.name in FLOATING else "float32"]
+        self.size_bytes = like.values.size * self._element.size_bytes
+        self.memory = None if out is None else self._memory_of(out)
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        self._offset, self._wrong = 0, ""
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether it goes where the input is."""
+        return self.memory is not None and np.may_share_memory(self.memory, self._like.values)
 
     def add(self, description: tensor_pb2.Tensor, data: Data) -> None:
         """The next rows, or all of them."""
-        self._name = BY_NUMBER[description.dtype].name
-        if self._buffer is None:
-            self._size = int(np.prod(self._like.shape, dtype=object)) * BY_NUMBER[description.dtype].size_bytes
-            self._buffer = np.empty(self._size, np.uint8).data  # as bytes are, but not cleared first
+        if self._bytes is None:
+            # What is overwritten may be needed again, for another attempt.
+            self._bytes = np.empty(self.size_bytes, np.uint8) if self.memory is None or self.overwrites else self.memory
+        if description.dtype != self._element.number:
+            self._wrong = f"dtype {description.dtype}"
         end = self._offset + len(data)
-        if end <= self._size:  # what is more than that, `value` reports
-            self._buffer[self._offset : end] = data
+        if end <= self.size_bytes:  # what is more than that, `value` reports
+            self._bytes.data[self._offset : end] = data
         self._offset = end
+
+    def lies_in(self, memory: npt.NDArray[np.uint8]) -> None:
+        """All of it is there already."""
+        self._bytes, self._offset = memory, self.size_bytes
 
     def value(self) -> Any:
         """The whole.
 
         Raises:
-            Internal: the server sent more or less than that.
+            Internal: the server sent more or less than that, or something else.
         """
-        if self._buffer is None or self._offset != self._size:
-            raise Internal(f"the server's answer has {self._offset} bytes; expected {self._size or 'some'}")
-        buffer = self._buffer
+        if self._bytes is None or self._offset != self.size_bytes or self._wrong:
+            got = self._wrong or f"{self._offset} bytes"
+            raise Internal(f"the server's answer has {got}; expected {self.size_bytes} bytes of {self._element.name}")
+        if self.memory is not None:
+            if self._bytes is not self.memory:
+                self.memory[:] = self._bytes
+            return self._out
         if self._like.like is not None:
-            return self._torch(buffer)
-        dtype = tensor.numpy_dtype(next(e for e in BY_NUMBER.values() if e.name == self._name))
-        return np.frombuffer(buffer, dtype).reshape(self._like.shape)
+            return self._torch(self._bytes.data)
+        return self._bytes.view(tensor.numpy_dtype(self._element)).reshape(self._like.shape)
+
+    def _memory_of(self, out: Any) -> npt.NDArray[np.uint8]:
+        """The memory of an array that the result goes into."""
+        payload, wanted = payload_of(out), self._element.name
+        if (payload.name, payload.shape, is_torch(out)) != (wanted, self._like.shape, self._like.like is not None):
+            kind = "numpy array" if self._like.like is None else "torch tensor"
+            raise InvalidArgument(
+                f"out is {payload.name} of shape {payload.shape}; expected a {kind}, {wanted} of shape "
+                f"{self._like.shape}",
+                field="out",
+            )
+        address = out.data_ptr() if is_torch(out) else _address(out)
+        if not payload.values.flags.writeable or (payload.values.size and _address(payload.values) != address):
+            raise InvalidArgument("out is read-only or not dense, or on a device", field="out")
+        return payload.values.reshape(-1).view(np.uint8)
 
     def _torch(self, buffer: memoryview) -> torch.Tensor:
         import torch
 
         like = self._like.like
         assert like is not None
-        dtype = getattr(torch, self._name)
+        dtype = getattr(torch, self._element.name)
         if not buffer:
             return torch.empty(self._like.shape, dtype=dtype, device=like.device)
         return torch.frombuffer(buffer, dtype=dtype).reshape(self._like.shape).to(like.device)
+
+
+def _address(values: npt.NDArray[Any]) -> int:
+    address: int = values.__array_interface__["data"][0]
+    return address

@@ -27,6 +27,11 @@ class Stub(NormalizationServiceStub):
             request_serializer=carried.serialize,
             response_deserializer=carried.deserializer(pb.NormalizeResponse),
         )
+        self.NormalizeMany: Any = channel.unary_unary(
+            f"/{SERVICE}/NormalizeMany",
+            request_serializer=carried.serialize_requests,
+            response_deserializer=pb.NormalizeManyResponse.FromString,
+        )
         self.NormalizeStream: Any = channel.stream_stream(
             f"/{SERVICE}/NormalizeStream",
             request_serializer=carried.serialize,

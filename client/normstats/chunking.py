@@ -8,9 +8,13 @@ from dataclasses import replace
 from normstats import specs
 from normstats.arrays import Payload
 from normstats.options import Mode, NormalizeOptions
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire.carried import Carried
 
 # Messages of about 1 MiB on a stream are 5 to 10 times as fast as one large message.
 CHUNK_BYTES = 1 << 20
+# Small tensors go together, so many to a message: what a message costs is then more than what they cost themselves.
+TENSORS_AT_ONCE, SMALL_BYTES = 16, 1 << 16
 # A TRAIN batch up to this size goes whole, and the server takes its moments.
 MAX_TRAIN_BYTES = 32 << 20
 
@@ -68,6 +72,11 @@ def of_rank(spec: specs.Spec, rank: int) -> specs.Spec:
         case specs.LpNorm(axis=axis):
             return replace(spec, axis=axis % rank)
     return spec
+
+
+def goes_with_others(request: Carried[pb.NormalizeRequest]) -> bool:
+    """Whether a request is small enough to share a message."""
+    return len(request.data) <= SMALL_BYTES and not request.message.style_data
 
 
 def cuts(payload: Payload) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 _DETAILS = "grpc-status-details-bin"
 
@@ -122,6 +122,7 @@ class Internal(NormstatsError):
 
 
 _BY_CODE = {kind.code: kind for kind in NormstatsError.__subclasses__()}
+_BY_NUMBER = {code_pb2.Code.Value(name): kind for name, kind in _BY_CODE.items()}
 
 
 def from_grpc(error: grpc.RpcError) -> NormstatsError:
@@ -129,6 +130,14 @@ def from_grpc(error: grpc.RpcError) -> NormstatsError:
     kind = _BY_CODE.get(error.code().name, NormstatsError)
     field, reason, facts = _details(error)
     return kind(error.details() or error.code().name, field=field, reason=reason, metadata=facts)
+
+
+def from_status(serialized: bytes) -> NormstatsError:
+    """The error that a serialized google.rpc.Status amounts to."""
+    status = status_pb2.Status.FromString(serialized)
+    kind = _BY_NUMBER.get(status.code, NormstatsError)
+    field, reason, facts = _of_status(status)
+    return kind(status.message, field=field, reason=reason, metadata=facts)
 
 
 def connection_broke(error: grpc.RpcError) -> bool:
@@ -149,17 +158,22 @@ def connection_broke(error: grpc.RpcError) -> bool:
 
 
 def _details(error: grpc.RpcError) -> tuple[str, str, dict[str, str]]:
-    field = reason = ""
-    facts: dict[str, str] = {}
     metadata: Any = error.trailing_metadata() or ()
     for key, value in metadata:
-        if key != _DETAILS:
-            continue
-        for packed in status_pb2.Status.FromString(value).details:
-            if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                info = error_details_pb2.ErrorInfo.FromString(packed.value)
-                reason, facts = info.reason, dict(info.metadata)
-            elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-                violations = error_details_pb2.BadRequest.FromString(packed.value).field_violations
-                field = violations[0].field if violations else ""
+        if key == _DETAILS:
+            return _of_status(status_pb2.Status.FromString(value))
+    return "", "", {}
+
+
+def _of_status(status: status_pb2.Status) -> tuple[str, str, dict[str, str]]:
+    """The field's path, the reason and the facts in a status's details."""
+    field = reason = ""
+    facts: dict[str, str] = {}
+    for packed in status.details:
+        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo.FromString(packed.value)
+            reason, facts = info.reason, dict(info.metadata)
+        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            violations = error_details_pb2.BadRequest.FromString(packed.value).field_violations
+            field = violations[0].field if violations else ""
     return field, reason, facts

@@ -16,3 +16,4 @@ class NormalizeOptions(NamedTuple):
     mask: Any
     style: Any
     snapshot: str | None
+    out: Any = None

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from normcore.kernels import launch
 from normserver import process
+from normserver.batcher import Batcher
 from normserver.committer import Committer
 from normserver.compute import Compute, pick_device
 from normserver.config import Settings, split_address
@@ -28,10 +29,12 @@ from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
+from normserver.planner import Planner
 from normserver.published import Published
 from normserver.rounds.groups import Groups
 from normserver.rounds.ownership import Leases
 from normserver.service import NormalizationService
+from normserver.shared_memory import SharedMemory
 from normserver.store.base import Store, StoreError, Transaction
 from normserver.store.sqlite import SqliteStore
 from normserver.store_thread import StoreThread
@@ -173,12 +176,14 @@ class App:
 
     def _grpc_server(self) -> grpc.aio.Server:
         normalizers = Normalizers(self._store, self._published)
-        normalizing = Normalizing(self._published, normalizers, self._compute)
-        contributing = Contributing(self._store, self._published, normalizing, self._committer, self._lifetime)
+        batcher = Batcher(self._compute)
+        contributing = Contributing(self._store, self._published, batcher, self._committer, self._lifetime)
+        planner = Planner(self._published, normalizers, self._compute)
+        lent_bytes = self._settings.shared_memory_bytes if self._settings.shared_memory else 0
+        memory = SharedMemory(lent_bytes, self._lifetime, self.metrics)
+        normalizing = Normalizing(planner, batcher, contributing, memory, self.metrics)
         self._groups = Groups(self._committer, self._published, self._compute, self._lifetime, self.metrics)
-        service = NormalizationService(
-            self._published, normalizers, normalizing, contributing, self._groups, self.metrics
-        )
+        service = NormalizationService(self._published, normalizers, normalizing, contributing, self._groups, memory)
         server = grpc.aio.server(interceptors=(Edge(self.metrics),), options=_options(self._settings))
         pb_grpc.add_NormalizationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from normcore.moments import ROWS, Moments, violations
 from normcore.running import Running
 from normcore.stack import MomentsStack
 from normserver.errors import InvalidArgument
+from normstats.v1 import normalization_service_pb2 as service_pb2
 from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
 from normstats.wire import carried, floats, tensor
-from normstats.wire.carried import Carried, Data
-from normstats.wire.dtypes import BY_NAME
+from normstats.wire.carried import Data
+from normstats.wire.dtypes import BY_NAME, ElementType
 
 # Tensors share the bytes that were received or read. Those may not be written to, and nothing here does.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -27,15 +29,12 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")
 NO_TIME = 0.0
 
 
-class Reply(Protocol):
-    """A message that carries a normalized tensor."""
+class Reply(NamedTuple):
+    """A message that carries a normalized tensor, but for the tensor: its type, and its fields `mode` and `version`."""
 
-    @property
-    def output(self) -> tensor_pb2.Tensor:
-        """The tensor's description."""
-
-    def SerializeToString(self) -> bytes:
-        """The message's bytes."""
+    message: type[service_pb2.NormalizeResponse | service_pb2.NormalizeStreamResponse]
+    mode: service_pb2.Mode.ValueType
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,24 +223,36 @@ def encode_running(running: Running) -> pb.RunningState:
     return message
 
 
+def dtype_of(element: ElementType) -> torch.dtype:
+    """torch's name of an element type."""
+    dtype: torch.dtype = getattr(torch, element.name)
+    return dtype
+
+
 def decode_tensor(description: tensor.Description, data: Data) -> Tensor:
     """The tensor that checked bytes hold; it shares them, and must not be written to."""
-    dtype = getattr(torch, description.element.name)
+    dtype = dtype_of(description.element)
     if not data:
         return torch.empty(description.shape, dtype=dtype)
     return torch.frombuffer(data, dtype=dtype).reshape(description.shape)
 
 
-def describe_tensor(values: Tensor) -> tensor_pb2.Tensor:
-    """The description of a tensor."""
-    name = str(values.dtype).removeprefix("torch.")
-    return tensor_pb2.Tensor(dtype=BY_NAME[name].number, shape=values.shape)
+@lru_cache(maxsize=1024)
+def _header(reply: Reply, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    """The bytes of a reply but for its data; most replies differ in those alone."""
+    number = BY_NAME[str(dtype).removeprefix("torch.")].number
+    output = tensor_pb2.Tensor(dtype=number, shape=shape)
+    return reply.message(output=output, mode=reply.mode, version=reply.version).SerializeToString()
+
+
+def describe(reply: Reply, values: Tensor) -> bytes:
+    """A reply with a tensor's description, whose bytes go another way."""
+    return _header(reply, values.dtype, tuple(values.shape))
 
 
 def encode_tensor(reply: Reply, values: Tensor) -> bytes:
     """A reply with a tensor's description, and its row-major bytes, which are copied once."""
-    reply.output.CopyFrom(describe_tensor(values))
     data: Data = b""
     if values.numel():
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return carried.serialize(Carried(reply, data))
+    return carried.join(describe(reply, values), data)

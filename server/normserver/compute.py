@@ -1,13 +1,17 @@
-"""The device's threads: normalizations and moments are computed there, never on the event loop."""
+"""The device's threads: normalizations and moments are computed there, not on the event loop.
+
+A thread that becomes free takes who is next, and with it all that waits and is of its kind. So nothing waits for a
+timer, an idle device adds no delay, and a busy one serves in one launch what gathered meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +20,25 @@ from normcore.errors import NormcoreError
 from normserver.errors import ResourceExhausted, from_engine
 from normserver.metrics import Metrics
 from normserver.process import torch_threads
+from normserver.turns import Turns
 
+I = TypeVar("I")  # noqa: E741 (what a task is about)
 T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class Task(Generic[I, T]):
+    """Work for the device: `work` gets the items of all tasks of one kind that go together, and gives a result of each.
+
+    A result may be an exception: it is raised to the one that it belongs to.
+    """
+
+    work: Callable[[Sequence[I]], Sequence[T | Exception]]
+    item: I
+    caller: str = ""
+    kind: Hashable | None = None
+    size_bytes: int = 0
+    future: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Compute:
@@ -28,51 +49,97 @@ class Compute:
         self._metrics = metrics
         self._max_queued = max_queued
         self._queued = 0
-        self._threads = ThreadPoolExecutor(
-            threads, thread_name_prefix="compute", initializer=torch_threads(torch.get_num_threads())
-        )
+        self._turns: Turns[Task[Any, Any]] = Turns()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._begin = torch_threads(torch.get_num_threads())
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"compute-{index}", daemon=True) for index in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    async def run(self, work: Callable[[], T], *, prefix: str = "", brief: bool = False) -> T:
+    async def run(self, work: Callable[[], T], *, prefix: str = "", caller: str = "") -> T:
         """Run `work` on a thread. `prefix` is the request's field that its values came in.
-
-        What is brief is done here and now: on the event loop, of which handing it to a thread and hearing of its end
-        would take as much.
 
         Raises:
             ResourceExhausted: too much is waiting already.
             ServiceError: what the engine found wrong with the values.
         """
-        if brief and self.device.type == "cpu":
-            try:
-                return self._timed(work)
-            except NormcoreError as error:
-                raise from_engine(error, prefix) from error
-        if self._queued >= self._max_queued:
-            raise ResourceExhausted(f"{self._queued} normalizations are waiting already; try again later")
-        self._queued += 1
-        self._metrics.compute_queue.set(self._queued)
-        future = asyncio.get_running_loop().run_in_executor(self._threads, self._timed, work)
-        # What is on a thread goes on when its caller hangs up, so it is counted until it is done, not until then.
-        future.add_done_callback(self._done)
         try:
-            return await future
+            return await self.submit(Task(lambda _: (work(),), None, caller))
         except NormcoreError as error:
             raise from_engine(error, prefix) from error
 
-    def close(self) -> None:
-        """Wait for what is under way."""
-        self._threads.shutdown(cancel_futures=True)
+    def submit(self, task: Task[Any, T]) -> asyncio.Future[T]:
+        """Queue a task. Cancelling its future withdraws it; what is under way goes on, and is counted until its end.
 
-    def _done(self, _future: asyncio.Future[T]) -> None:
-        self._queued -= 1
-        self._metrics.compute_queue.set(self._queued)
+        Raises:
+            ResourceExhausted: too much is waiting already.
+        """
+        if self._queued >= self._max_queued:
+            raise ResourceExhausted(f"{self._queued} normalizations are waiting already; try again later")
+        self._count(1)
+        task.future.add_done_callback(lambda future: self._withdraw(task) if future.cancelled() else None)
+        with self._changed:
+            self._turns.put(task)
+            self._changed.notify()
+        return task.future
 
-    def _timed(self, work: Callable[[], T]) -> T:
+    def timed(self, work: Callable[[], T]) -> T:
+        """Do it here and now, as far as metrics go on the device."""
         started = time.perf_counter()
         try:
             return work()
         finally:
             self._metrics.compute_seconds.observe(time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Wait for what is under way; what was not begun is not."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        """A thread's life: take who is next, until closed."""
+        self._begin()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._turns)
+                if self._closed:
+                    return
+                tasks = self._turns.take()
+            results: Sequence[Any]
+            try:
+                results = self.timed(lambda: tasks[0].work([task.item for task in tasks]))  # noqa: B023 (called now)
+            except Exception as error:
+                results = [error] * len(tasks)
+            tasks[0].future.get_loop().call_soon_threadsafe(self._settle, tasks, results)
+            del tasks, results
+
+    def _settle(self, tasks: Sequence[Task[Any, Any]], results: Sequence[Any]) -> None:
+        """Tell who asked."""
+        self._metrics.launch_size.observe(len(tasks))
+        self._count(-len(tasks))
+        for task, result in zip(tasks, results, strict=True):
+            if task.future.cancelled():
+                continue
+            if isinstance(result, Exception):
+                task.future.set_exception(result)
+            else:
+                task.future.set_result(result)
+
+    def _withdraw(self, task: Task[Any, Any]) -> None:
+        with self._changed:
+            waited = self._turns.withdraw(task)
+        if waited:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._queued += more
+        self._metrics.compute_queue.set(self._queued)
 
 
 class Kept(threading.local):

@@ -69,6 +69,14 @@ class Settings(BaseSettings):
         False, description="Listen beyond this machine although callers are not authenticated and nothing is encrypted."
     )
     reflection: bool = Field(False, description="Offer gRPC server reflection.")
+    shared_memory: bool = Field(
+        False,
+        description="Lend memory to callers on this machine, whose tensors are then normalized where they are. Needs "
+        "--listen unix:PATH; the same user and process namespace.",
+    )
+    shared_memory_bytes: int = Field(
+        2**31, ge=2**16, description="The most memory that --shared-memory lends to all callers together."
+    )
     threads: int = Field(
         2, ge=1, le=64, description="Threads that compute; each may use several cores for a large tensor."
     )
@@ -105,6 +113,15 @@ class Settings(BaseSettings):
                     f"--{flag} {address} can be reached from other machines, and callers are not authenticated: "
                     "listen on 127.0.0.1, or say --insecure if the network keeps strangers out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_by_a_socket(self) -> Settings:
+        if self.shared_memory and not self.listen.startswith("unix:"):
+            raise ValueError(
+                f"--shared-memory is for callers on this machine; --listen {self.listen} takes others: "
+                "say --listen unix:PATH"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from normcore.moments import Moments
 from normcore.stack import MomentsStack
 from normserver import codec, names, validate
+from normserver.batcher import Batcher
 from normserver.committer import Committer
 from normserver.contributions import Contribution, Outcome, Submission
 from normserver.lifetime import Lifetime
-from normserver.normalizing import Normalizing
 from normserver.producers import Window
 from normserver.published import Published
 from normserver.store_thread import StoreThread
@@ -25,13 +25,13 @@ class Contributing:
         self,
         store: StoreThread,
         published: Published,
-        normalizing: Normalizing,
+        batcher: Batcher,
         committer: Committer,
         lifetime: Lifetime,
     ) -> None:
         self._store = store
         self._published = published
-        self._normalizing = normalizing
+        self._batcher = batcher
         self._committer = committer
         self.lifetime = lifetime
 
@@ -70,5 +70,5 @@ class Contributing:
     async def _taken(self, item: validate.RawBatch) -> Contribution:
         record = await self._published.get(item.name)
         spec, _ = record.statistics()
-        batches = await self._normalizing.moments(spec, item.batch, prefix=f"{item.field}.")
+        batches = await self._batcher.moments(spec, item.batch, prefix=f"{item.field}.")
         return Contribution(item.name, batches, item.observed_at, item.field)

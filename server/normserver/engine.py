@@ -5,8 +5,9 @@ Pure, and called on compute threads: nothing here knows of names, requests or th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
 from typing import Any
@@ -27,6 +28,8 @@ MAX_GHOST_BATCHES = 1024
 
 # Statistics are kept and merged there, wherever the device is that took them.
 _CPU = torch.device("cpu")
+# Parts of kept memory begin at a cache line.
+_ALIGNED = 64
 
 
 class Mode(Enum):
@@ -37,9 +40,9 @@ class Mode(Enum):
     TRAIN = "train"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """How to normalize: all that does not change from one chunk of a tensor to the next.
+    """How to normalize: all that does not change from one chunk of a tensor to the next. Equal is what is the same.
 
     `estimate` holds the running statistics where the mode is EVAL or batch renormalization looks at them; `moments`
     those of the whole batch, where it comes in chunks; `style` the mean and deviation of an AdaptiveInstanceNorm.
@@ -74,17 +77,23 @@ class Normalized:
 def output_of(batch: Batch, memory: Callable[[int], Tensor]) -> Tensor:
     """A tensor for a batch's output in memory of so many bytes, uint8."""
     dtype = output_dtype(batch.x)
-    return memory(batch.x.numel() * dtype.itemsize).view(dtype).reshape(batch.x.shape)
+    return _tensor_in(memory(batch.x.numel() * dtype.itemsize), dtype, batch.x.shape)
 
 
 def normalize(plan: Plan, batch: Batch, device: torch.device, out: Tensor | None = None) -> Normalized:
-    """Normalize a batch, into `out` if it is given.
+    """Normalize a batch, into `out`, which lies on the CPU, if it is given.
 
     Raises:
         NormcoreError: shape, padding or values do not fit the spec.
     """
-    x = batch.x.to(device)
-    mask = _mask(plan.spec, batch, device)
+    x, mask = batch.x.to(device), _mask(plan.spec, batch, device)
+    if out is None or device == _CPU:
+        return _normalize(plan, x, mask, out)
+    found = _normalize(plan, x, mask, None)
+    return replace(found, y=out.copy_(found.y))
+
+
+def _normalize(plan: Plan, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Normalized:
     match plan.spec:
         case specs.BatchNorm() | specs.Standardize() | specs.MinMax() if plan.mode is Mode.EVAL:
             assert plan.estimate is not None, "EVAL has running statistics, or was refused"
@@ -95,9 +104,79 @@ def normalize(plan: Plan, batch: Batch, device: torch.device, out: Tensor | None
             return _by_own(plan, plan.spec, x, mask, out)
         case specs.AdaptiveInstanceNorm(eps=eps):
             assert plan.style is not None, "the service asks for a style"
-            mean, std = (part.to(device) for part in plan.style)
+            mean, std = (part.to(x.device) for part in plan.style)
             return Normalized(normcore.adaptive_instance_norm(x, mean, std, eps=eps, mask=mask, out=out))
     return Normalized(_by_sample(plan.spec, x, mask, out))
+
+
+def spans_rows(plan: Plan) -> bool:
+    """Whether a row's output depends on the other rows: slices of axis 0."""
+    match plan.spec:
+        case specs.BatchNorm() | specs.Standardize() | specs.MinMax():
+            return plan.mode is not Mode.EVAL and plan.moments is None
+        case specs.MeanVarianceNorm(axes=axes):
+            return 0 in axes or min(axes) < 0
+        case specs.LpNorm(axis=axis):
+            return axis <= 0
+    return False
+
+
+def kind_of(plan: Plan, batch: Batch) -> Hashable | None:
+    """Batches of equal kinds can be normalized together, with the results that each has alone; None goes alone.
+
+    They are by one plan, and their rows are independent and of one shape; how many rows and which lengths may differ.
+    """
+    rows = _row_shape(plan, batch)
+    return None if rows is None else (plan, batch.x.dtype, rows, batch.lengths is not None)
+
+
+def normalize_together(
+    plan: Plan, batches: Sequence[Batch], device: torch.device, memory: Callable[[int], Tensor]
+) -> list[Tensor]:
+    """Normalize batches of one kind in one launch, out of and into memory of so many bytes, uint8.
+
+    Raises:
+        NormcoreError: one of them does not fit the spec.
+    """
+    rows = _row_shape(plan, batches[0])
+    assert rows is not None, "what goes alone has no kind"
+    parts = [batch.x.reshape(-1, *rows) for batch in batches]
+    sizes = [len(part) for part in parts]
+    shape = (sum(sizes), *rows)
+    half = -(-math.prod(shape) * 8 // _ALIGNED) * _ALIGNED  # no element is larger
+    arena = memory(2 * half)
+    whole = torch.cat(parts, out=_tensor_in(arena, parts[0].dtype, shape))
+    lengths = [batch.lengths for batch in batches if batch.lengths is not None]
+    out = _tensor_in(arena[half:], output_dtype(whole), shape) if device == _CPU else None
+    y = normalize(plan, Batch(whole, torch.cat(lengths) if lengths else None), device, out).y.to(_CPU)
+    return [part.reshape(batch.x.shape) for part, batch in zip(torch.split(y, sizes), batches, strict=True)]
+
+
+def _row_shape(plan: Plan, batch: Batch) -> tuple[int, ...] | None:
+    """The shape of a batch's rows, once it is seen as so many of them; None if they depend on each other."""
+    shape, spec = tuple(batch.x.shape), plan.spec
+    if batch.mask is not None or batch.sample_weights is not None or not batch.x.numel() or spans_rows(plan):
+        return None
+    match spec:
+        case specs.LayerNorm(normalized_shape=trailing) | specs.RMSNorm(normalized_shape=trailing) if (
+            batch.lengths is None
+        ):
+            sizes = spec.normalized_shape
+            trailing = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+            return trailing if shape[-len(trailing) :] == trailing else None
+        case specs.BatchNorm() | specs.Standardize() | specs.MinMax():
+            if spec.channel_axis == -1 and batch.lengths is None:
+                return shape[-1:] or None
+            if not shape or spec.channel_axis % len(shape) == 0:
+                return None
+        case specs.AdaptiveInstanceNorm():
+            return None  # each sample may have a style of its own
+    return shape[1:] or None
+
+
+def _tensor_in(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor at the beginning of some memory, uint8."""
+    return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def moments(spec: specs.RunningSpec, batch: Batch, device: torch.device) -> list[Moments]:

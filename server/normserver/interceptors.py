@@ -1,24 +1,20 @@
-"""Around every call: errors become statuses, calls are counted and timed, bugs get an id and a line in the log."""
+"""Around every call: errors become statuses, calls are counted and timed."""
 
 from __future__ import annotations
 
-import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
 from grpc.aio import ServerInterceptor, ServicerContext
+from grpc_status import rpc_status
 
 from normserver import status
-from normserver.errors import ServiceError
 from normserver.metrics import Metrics
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import carried
-
-log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -64,8 +60,9 @@ class Edge(ServerInterceptor):
         async def call(request: Any, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._metrics.streams.labels(method).track_inprogress(), self._observed(method) as observed:
                 try:
-                    async for response in inner(request, context):
-                        yield response
+                    async with aclosing(inner(request, context)) as responses:  # what a stream holds ends with it
+                        async for response in responses:
+                            yield response
                 except Exception as error:
                     await _abort(context, observed, method, error)
 
@@ -81,6 +78,7 @@ class Edge(ServerInterceptor):
 # Requests whose tensors are looked at where they were received.
 _CARRIED = {
     "Normalize": carried.deserializer(pb.NormalizeRequest),
+    "NormalizeMany": carried.deserializer_of_many(pb.NormalizeManyRequest),
     "NormalizeStream": carried.deserializer(pb.NormalizeStreamRequest),
 }
 
@@ -115,11 +113,6 @@ def _observe(metrics: Metrics, method: str) -> Any:
 async def _abort(context: ServicerContext[Any, Any], observed: _Observed, method: str, error: Exception) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if isinstance(error, ServiceError):
-        told = status.of_error(error)
-    else:
-        incident = secrets.token_hex(8)
-        log.error("bug", exc_info=error, extra={"method": method, "incident": incident})
-        told = status.of_bug(incident)
+    told = rpc_status.to_status(status.told(error, method))
     observed.code = told.code.name
     await context.abort(told.code, told.details, told.trailing_metadata)

@@ -35,6 +35,9 @@ class Metrics:
             "normstats_received_bytes", "Bytes of tensors received to be normalized.", registry=registry
         )
         self.sent_bytes = Counter("normstats_sent_bytes", "Bytes of normalized tensors sent.", registry=registry)
+        self.shared_bytes = Gauge(
+            "normstats_shared_memory_bytes", "Memory that is lent to callers on this machine.", registry=registry
+        )
         self.compute_queue = Gauge(
             "normstats_compute_queue_size", "Normalizations that wait for the device or run on it.", registry=registry
         )
@@ -42,6 +45,12 @@ class Metrics:
             "normstats_compute_seconds",
             "How long normalizations took on the device.",
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self.launch_size = Histogram(
+            "normstats_launch_tasks",
+            "How many tasks the device did at once, as they were of one kind.",
+            buckets=_SIZES,
             registry=registry,
         )
         self.contributions = Counter(

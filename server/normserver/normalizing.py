@@ -1,162 +1,155 @@
-"""A normalize's way: what is wanted, with the statistics it needs, becomes a plan; the plan runs on the device."""
+"""A normalize's way: messages become plans and batches, those go to the batcher, and results become replies."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from math import inf
-from time import perf_counter
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from normserver import futures, replies, validate
+from normserver.batcher import Batcher, Job
+from normserver.codec import Encoded
+from normserver.contributing import Contributing
+from normserver.engine import Mode
+from normserver.errors import InvalidArgument, ServiceError
+from normserver.metrics import Metrics
+from normserver.planner import Planner
+from normserver.shared_memory import SharedMemory
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire.carried import Carried
 
-from normcore.errors import NormcoreError, NothingSeen
-from normcore.running import Estimate, Running
-from normcore.stack import MomentsStack
-from normserver import codec, engine
-from normserver.codec import Encoded, Reply
-from normserver.compute import Compute, Kept
-from normserver.engine import Batch, Mode, Plan
-from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
-from normserver.normalizers import Normalizers
-from normserver.published import Published
-from normserver.records import policy_of, start
-from normserver.validate import Wanted
-from normstats import specs
-
-# What took less when it was last done is done on the event loop: handing it to a thread takes as long.
-_BRIEF_SECONDS, _BRIEF_BYTES = 100e-6, 1 << 17
-# Kinds of calls whose times are remembered.
-_REMEMBERED = 4096
+# Chunks of one stream that were received and are not answered yet, beside the one that is being sent.
+_CHUNKS_UNDER_WAY = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A plan, and the version of the statistics in it: 0 without a normalizer."""
+class _Asked(NamedTuple):
+    """A job, and in TRAIN mode what its batch is contributed to, by which producer, as its how-manieth."""
 
-    plan: Plan
-    version: int
+    job: Job
+    contributes: tuple[str, bytes, int] | None
 
 
 class Normalizing:
-    """Plans and runs normalizations."""
+    """Answers what normalizes."""
 
-    def __init__(self, published: Published, normalizers: Normalizers, compute: Compute) -> None:
-        self._published = published
-        self._normalizers = normalizers
-        self._compute = compute
-        self._kept = Kept()
-        self._seconds: dict[Hashable, float] = {}
+    def __init__(
+        self, planner: Planner, batcher: Batcher, contributing: Contributing, memory: SharedMemory, metrics: Metrics
+    ) -> None:
+        self._planner = planner
+        self._batcher = batcher
+        self._contributing = contributing
+        self._memory = memory
+        self._metrics = metrics
 
-    async def resolve(self, wanted: Wanted, *, style: Tensor | None = None) -> Resolved:
-        """Find the spec and the statistics that are wanted.
+    async def one(self, request: Carried[pb.NormalizeRequest], caller: str) -> bytes:
+        """Normalize a tensor; in TRAIN mode, answer once its contribution is durable.
 
         Raises:
-            NotFound: there is no such normalizer or snapshot.
-            FailedPrecondition: running statistics are wanted where there are none.
-            InvalidArgument: what is wanted does not go together.
+            ServiceError: something in the request is wrong, or cannot be done now.
         """
-        spec, running, version = await self._target(wanted)
-        mode = _mode(wanted, spec, running)
-        if wanted.inverse and not (mode is Mode.EVAL and isinstance(spec, specs.RunningSpec)):
-            raise InvalidArgument(
-                "inverse",
-                f"is set; {type(spec).__name__} in {mode.name} mode uses the batch's own statistics, which the output "
-                "no longer holds: only EVAL of BatchNorm, Standardize and MinMax can be undone",
-            )
-        plan = Plan(
-            spec,
-            mode,
-            inverse=wanted.inverse,
-            estimate=_estimate(spec, running, mode),
-            style=await self._style(spec, wanted.style_normalizer, style),
-        )
-        return Resolved(plan, version)
+        asked = await self._asked(request, caller)
+        result = await self._batcher.run(asked.job)
+        sent = self._sent(result)
+        return sent if asked.contributes is None else await self._contributed(asked.contributes, result)
 
-    async def run(self, plan: Plan, batch: Batch, reply: Reply, *, prefix: str = "") -> Encoded:
-        """Normalize a batch on the device, for a reply that lacks nothing else."""
-        if batch.x.nbytes > _BRIEF_BYTES:
-            return await self._compute.run(lambda: self._normalize(plan, batch, reply), prefix=prefix)
-        padded = batch.lengths is not None or batch.mask is not None
-        kind = type(plan.spec), plan.mode, plan.inverse, batch.x.dtype, batch.x.shape, padded
-        brief = self._seconds.get(kind, inf) < _BRIEF_SECONDS  # the first of a kind may have to be compiled
-        return await self._compute.run(lambda: self._timed(kind, plan, batch, reply), prefix=prefix, brief=brief)
+    async def several(self, requests: Sequence[Carried[pb.NormalizeRequest]], caller: str) -> list[bytes | Exception]:
+        """Normalize tensors, each for itself; what became of each, in their order.
 
-    def _timed(self, kind: Hashable, plan: Plan, batch: Batch, reply: Reply) -> Encoded:
-        begun = perf_counter()
-        encoded = self._normalize(plan, batch, reply)
-        if len(self._seconds) >= _REMEMBERED:
-            self._seconds.clear()
-        self._seconds[kind] = perf_counter() - begun
-        return encoded
+        Raises:
+            InvalidArgument: they are too many.
+        """
+        if len(requests) > validate.MAX_TENSORS:
+            raise InvalidArgument("requests", f"has {len(requests)} items; expected at most {validate.MAX_TENSORS}")
+        taken: list[_Asked | ServiceError] = []
+        for request in requests:
+            try:
+                taken.append(await self._asked(request, caller))
+            except ServiceError as error:
+                taken.append(error)
+        results = iter(await self._batcher.run_all([item.job for item in taken if isinstance(item, _Asked)]))
+        ended: list[bytes | Exception] = []
+        contributing: dict[int, Awaitable[bytes]] = {}
+        for index, item in enumerate(taken):
+            result = item if isinstance(item, ServiceError) else next(results)
+            if isinstance(result, Exception):
+                ended.append(result)
+                continue
+            ended.append(self._sent(result))
+            if isinstance(item, _Asked) and item.contributes is not None:
+                contributing[index] = self._contributed(item.contributes, result)
+        trained = await futures.ended(contributing.values())
+        for index, outcome in zip(contributing, trained, strict=True):
+            ended[index] = outcome
+        return ended
 
-    def _normalize(self, plan: Plan, batch: Batch, reply: Reply) -> Encoded:
-        """Into memory that this thread keeps, as new pages cost more than arithmetic; and out of it into a reply."""
-        out = engine.output_of(batch, self._kept.memory) if self._compute.device.type == "cpu" else None
-        found = engine.normalize(plan, batch, self._compute.device, out)
-        return Encoded(codec.encode_tensor(reply, found.y), found.y.nbytes, found.batches)
+    async def _asked(self, request: Carried[pb.NormalizeRequest], caller: str) -> _Asked:
+        message = request.message
+        wanted = validate.wanted(message)
+        batch = validate.input_of(message, request.data, self._memory)
+        out = validate.output_of(message, batch.x, self._memory)
+        style = validate.style_of(message)
+        producer = validate.producer_of(message) if wanted.mode is Mode.TRAIN else None
+        resolved = await self._planner.resolve(wanted, style=style)
+        self._metrics.received_bytes.inc(batch.x.nbytes)
+        reply = replies.normalized(resolved.plan.mode, 0 if producer else resolved.version)
+        contributes = None if producer is None else (message.normalizer, *producer)
+        return _Asked(Job(resolved.plan, batch, reply, caller, out=out), contributes)
 
-    async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str) -> MomentsStack:
-        """The moments of a raw batch."""
-        taken = await self._compute.run(lambda: engine.moments(spec, batch, self._compute.device), prefix=prefix)
-        stack = MomentsStack.of(taken) if taken else MomentsStack.empty(spec.num_features)
-        codec.check_mergeable(stack, [f"{prefix}input"] * len(stack))
-        return stack
+    def _sent(self, result: Encoded) -> bytes:
+        self._metrics.sent_bytes.inc(result.size_bytes)
+        return result.sent
 
-    async def _target(self, wanted: Wanted) -> tuple[specs.Spec, Running | None, int]:
-        if not isinstance(wanted.target, str):
-            return wanted.target, start(wanted.target), 0
-        record = await self._published.get(wanted.target)
-        if not wanted.snapshot:
-            return record.spec, record.running, record.version
-        record.statistics()
-        snapshot = await self._normalizers.snapshot(record.name, wanted.snapshot)
-        return record.spec, snapshot.running, snapshot.version
+    async def _contributed(self, contributes: tuple[str, bytes, int], result: Encoded) -> bytes:
+        return replies.trained(result, await self._contributing.train(*contributes, result.batches))
 
-    async def _style(self, spec: specs.Spec, name: str, style: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        if not isinstance(spec, specs.AdaptiveInstanceNorm):
-            if name or style is not None:
-                raise InvalidArgument("style", f"is given; {type(spec).__name__} takes none")
-            return None
-        if style is not None:
-            return await self._compute.run(lambda: engine.style_of(spec, style.to(self._compute.device)))
-        if not name:
-            raise InvalidArgument("style", "is not given; AdaptiveInstanceNorm takes a tensor or a normalizer's name")
-        record = await self._published.get(name)
-        running_spec, running = record.statistics()
-        estimate = _estimate(running_spec, running, Mode.EVAL)
-        assert estimate is not None, "EVAL has an estimate or an error"
-        return estimate.mean, (estimate.var + spec.eps).sqrt()
+    async def chunks(
+        self, frames: AsyncIterator[Carried[pb.NormalizeStreamRequest]], caller: str
+    ) -> AsyncIterator[bytes]:
+        """Normalize chunk after chunk, in order, all by the statistics that the opening frame found.
 
+        A few are under way at once, so that receiving, computing and sending go on side by side.
 
-def _mode(wanted: Wanted, spec: specs.Spec, running: Running | None) -> Mode:
-    if not isinstance(spec, specs.RunningSpec):
-        if wanted.mode is Mode.TRAIN:
-            raise keeps_no_statistics(str(wanted.target))
-        return Mode.BATCH  # there is but one way: by each sample's own statistics
-    if wanted.mode is not None:
-        return wanted.mode
-    named = isinstance(wanted.target, str)
-    seeded = running is not None and bool(running.moments.count.any())
-    return Mode.EVAL if named or seeded else Mode.BATCH
+        Raises:
+            ServiceError: a frame is wrong; the chunks before it were answered.
+        """
+        first = await anext(aiter(frames), None)
+        if first is None:
+            return
+        if first.message.WhichOneof("frame") != "open":
+            raise InvalidArgument("frame", "is no opening frame; expected open first, then only chunks")
+        opening = first.message.open
+        resolved = await self._planner.resolve(validate.wanted(opening, "open."))
+        plan = validate.chunked(resolved.plan, opening)
+        reply = replies.normalized_chunk(plan.mode, resolved.version)
+        room = asyncio.Semaphore(_CHUNKS_UNDER_WAY)
+        under_way: asyncio.Queue[asyncio.Task[Encoded] | None] = asyncio.Queue()
 
+        async def read() -> None:
+            row_shape: tuple[int, ...] | None = None
+            try:
+                async for frame in frames:
+                    if frame.message.WhichOneof("frame") != "chunk":
+                        raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
+                    batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
+                    row_shape = tuple(batch.x.shape[1:])
+                    self._metrics.received_bytes.inc(len(frame.data))
+                    await room.acquire()
+                    job = Job(plan, batch, reply, caller, "chunk.")
+                    under_way.put_nowait(asyncio.create_task(self._batcher.run(job)))
+            finally:
+                under_way.put_nowait(None)
 
-def _estimate(spec: specs.Spec, running: Running | None, mode: Mode) -> Estimate | None:
-    """The running statistics, where the mode looks at them."""
-    if not isinstance(spec, specs.RunningSpec) or running is None:
-        return None
-    renormalizes = isinstance(spec, specs.BatchNorm) and spec.renorm is not None and mode is Mode.TRAIN
-    if mode is not Mode.EVAL and not renormalizes:
-        return None
-    try:
-        return policy_of(spec).estimate(running)
-    except NormcoreError as error:
-        if renormalizes:
-            return None  # the very first batch has nothing to be corrected toward
-        if not isinstance(error, NothingSeen):
-            raise from_engine(error) from error
-        raise FailedPrecondition(
-            f"EVAL needs running statistics, and feature {error.feature} has seen nothing yet; contribute first, or "
-            "use BATCH mode",
-            field="mode",
-            reason="NOTHING_SEEN",
-        ) from error
+        reader = asyncio.create_task(read())
+        try:
+            while (chunk := await under_way.get()) is not None:
+                yield self._sent(await chunk)
+                room.release()
+            await reader
+        finally:
+            left: list[asyncio.Task[Any]] = [reader]
+            while not under_way.empty():
+                if (chunk := under_way.get_nowait()) is not None:
+                    left.append(chunk)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
 from normcore.drift import Drift
 from normcore.errors import NormcoreError
-from normserver import codec
-from normserver.codec import Encoded
+from normserver import codec, status
+from normserver.codec import Encoded, Reply
 from normserver.contributions import Contributed, Outcome
 from normserver.engine import Mode
 from normserver.records import Record, SnapshotRecord, policy_of, rows
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import resources_pb2
+from normstats.wire import carried
 from normstats.wire import spec as spec_wire
+
+# Numbers of the fields of NormalizeManyResponse.Result.
+_RESPONSE = pb.NormalizeManyResponse.Result.RESPONSE_FIELD_NUMBER
+_STATUS = pb.NormalizeManyResponse.Result.STATUS_FIELD_NUMBER
 
 MODES = {Mode.EVAL: pb.MODE_EVAL, Mode.BATCH: pb.MODE_BATCH, Mode.TRAIN: pb.MODE_TRAIN}
 
@@ -86,14 +92,26 @@ def watched(record: Record) -> bytes:
     return pb.WatchRunningStatsResponse(stats=stats(record)).SerializeToString()
 
 
-def normalized(mode: Mode, version: int) -> pb.NormalizeResponse:
+def normalized(mode: Mode, version: int) -> Reply:
     """How a tensor was normalized; the tensor comes to it by `codec.encode_tensor`."""
-    return pb.NormalizeResponse(mode=MODES[mode], version=version)
+    return Reply(pb.NormalizeResponse, MODES[mode], version)
 
 
-def normalized_chunk(mode: Mode, version: int) -> pb.NormalizeStreamResponse:
+def normalized_chunk(mode: Mode, version: int) -> Reply:
     """How a chunk was."""
-    return pb.NormalizeStreamResponse(mode=MODES[mode], version=version)
+    return Reply(pb.NormalizeStreamResponse, MODES[mode], version)
+
+
+def normalized_many(ended: Sequence[bytes | Exception]) -> bytes:
+    """What became of each of several tensors: what Normalize would send, or its status."""
+    return carried.serialize_many(
+        [
+            carried.serialize_many([status.told(end, "NormalizeMany").SerializeToString()], _STATUS)
+            if isinstance(end, Exception)
+            else carried.serialize_many([end], _RESPONSE)
+            for end in ended
+        ]
+    )
 
 
 def trained(result: Encoded, outcome: Outcome) -> bytes:

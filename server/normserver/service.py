@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 
 from grpc.aio import ServicerContext
 
 from normserver import names, pages, replies, validate
 from normserver.contributing import Contributing
-from normserver.engine import Mode
 from normserver.errors import InvalidArgument
-from normserver.metrics import Metrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
 from normserver.published import Published
 from normserver.rounds.groups import Groups
-from normserver.streams import acknowledgements, chunks
+from normserver.shared_memory import SharedMemory
+from normserver.streams import acknowledgements
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
 from normstats.wire.carried import Carried
@@ -34,38 +33,37 @@ class NormalizationService(NormalizationServiceServicer):
         normalizing: Normalizing,
         contributing: Contributing,
         groups: Groups,
-        metrics: Metrics,
+        memory: SharedMemory,
     ) -> None:
         self._published = published
         self._normalizers = normalizers
         self._normalizing = normalizing
         self._contributing = contributing
         self._groups = groups
-        self._metrics = metrics
+        self._memory = memory
 
     async def Normalize(self, request: Carried[pb.NormalizeRequest], context: Context) -> Any:  # type: ignore[override]
         """One tensor."""
-        message = request.message
-        wanted = validate.wanted(message)
-        batch = validate.input_of(message, request.data)
-        style = validate.style_of(message)
-        producer = validate.producer_of(message) if wanted.mode is Mode.TRAIN else None
-        resolved = await self._normalizing.resolve(wanted, style=style)
-        self._metrics.received_bytes.inc(len(request.data))
-        version = 0 if producer is not None else resolved.version
-        result = await self._normalizing.run(resolved.plan, batch, replies.normalized(resolved.plan.mode, version))
-        self._metrics.sent_bytes.inc(result.size_bytes)
-        if producer is None:
-            return result.sent
-        outcome = await self._contributing.train(message.normalizer, *producer, result.batches)
-        return replies.trained(result, outcome)
+        return await self._normalizing.one(request, context.peer())
+
+    async def NormalizeMany(  # type: ignore[override]
+        self, request: Sequence[Carried[pb.NormalizeRequest]], context: Context
+    ) -> Any:
+        """Several tensors."""
+        return replies.normalized_many(await self._normalizing.several(request, context.peer()))
 
     async def NormalizeStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[Carried[pb.NormalizeStreamRequest]], context: Context
     ) -> AsyncIterator[bytes]:
         """One tensor in chunks."""
-        async for reply in chunks(request_iterator, self._normalizing, self._metrics):
+        async for reply in self._normalizing.chunks(request_iterator, context.peer()):
             yield reply
+
+    def ShareMemory(
+        self, request_iterator: AsyncIterator[pb.ShareMemoryRequest], context: Context
+    ) -> AsyncIterator[pb.ShareMemoryResponse]:
+        """Memory that the caller sees too."""
+        return self._memory.lend(request_iterator, context.peer())
 
     async def UpdateRunningStats(
         self, request: pb.UpdateRunningStatsRequest, context: Context

@@ -1,14 +1,17 @@
-"""The one table from the domain's errors to gRPC's: code, sentence and google.rpc details."""
+"""The one table from the domain's errors to gRPC's: code, sentence and google.rpc details. Bugs get an id."""
 
 from __future__ import annotations
 
-import grpc
+import logging
+import secrets
+
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from normserver import errors
+
+log = logging.getLogger(__name__)
 
 DOMAIN = "normstats"
 
@@ -28,8 +31,16 @@ _CODES: dict[type[errors.ServiceError], int] = {
 _RETRYABLE = (errors.ResourceExhausted, errors.Unavailable)
 
 
-def of_error(error: errors.ServiceError) -> grpc.Status:
-    """The status of an error that the caller may know all about."""
+def told(error: Exception, method: str) -> status_pb2.Status:
+    """What the caller of a method is told: all about the domain's errors; of a bug an id to find it by in the log."""
+    if isinstance(error, errors.ServiceError):
+        return _of_error(error)
+    incident = secrets.token_hex(8)
+    log.error("bug", exc_info=error, extra={"method": method, "incident": incident})
+    return _of_bug(incident)
+
+
+def _of_error(error: errors.ServiceError) -> status_pb2.Status:
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.sentence)
@@ -41,15 +52,14 @@ def of_error(error: errors.ServiceError) -> grpc.Status:
     return _status(_CODES[type(error)], error.sentence, details)
 
 
-def of_bug(incident: str) -> grpc.Status:
-    """The status of anything else: an id to find it by in the log, and nothing of what happened."""
+def _of_bug(incident: str) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"incident": incident})
     return _status(code_pb2.INTERNAL, f"internal error {incident}; the server's log has the details", [info])
 
 
-def _status(code: int, sentence: str, details: list[Message]) -> grpc.Status:
+def _status(code: int, sentence: str, details: list[Message]) -> status_pb2.Status:
     packed = []
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    return rpc_status.to_status(status_pb2.Status(code=code, message=sentence, details=packed))
+    return status_pb2.Status(code=code, message=sentence, details=packed)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from normserver import names, replies, validate
-from normserver.codec import Encoded
+from normserver import names, replies
 from normserver.contributing import Contributing
 from normserver.contributions import Outcome
 from normserver.errors import InvalidArgument, ServiceError, Unavailable
-from normserver.metrics import Metrics
-from normserver.normalizing import Normalizing
 from normstats.v1 import normalization_service_pb2 as pb
-from normstats.wire.carried import Carried
 
 # Chunks of one stream that were received and are not answered yet, beside the one that is being sent.
 _CHUNKS_UNDER_WAY = 3
@@ -133,57 +129,3 @@ def _acknowledgement(group: Sequence[tuple[int, Outcome]]) -> pb.UpdateRunningSt
         duplicate_count=sum(outcome.duplicate for _, outcome in group),
         contributed=[replies.contributed(item) for item in newest.values()],
     )
-
-
-async def chunks(
-    frames: AsyncIterator[Carried[pb.NormalizeStreamRequest]], normalizing: Normalizing, metrics: Metrics
-) -> AsyncIterator[bytes]:
-    """Normalize chunk after chunk, in order, all by the statistics that the opening frame found.
-
-    A few are under way at once, so that receiving, computing and sending go on side by side.
-
-    Raises:
-        ServiceError: a frame is wrong; the chunks before it were answered.
-    """
-    first = await anext(aiter(frames), None)
-    if first is None:
-        return
-    if first.message.WhichOneof("frame") != "open":
-        raise InvalidArgument("frame", "is no opening frame; expected open first, then only chunks")
-    opening = first.message.open
-    resolved = await normalizing.resolve(validate.wanted(opening, "open."))
-    plan = validate.chunked(resolved.plan, opening)
-    room = asyncio.Semaphore(_CHUNKS_UNDER_WAY)
-    under_way: asyncio.Queue[asyncio.Task[Encoded] | None] = asyncio.Queue()
-
-    async def read() -> None:
-        row_shape: tuple[int, ...] | None = None
-        try:
-            async for frame in frames:
-                if frame.message.WhichOneof("frame") != "chunk":
-                    raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
-                batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
-                row_shape = tuple(batch.x.shape[1:])
-                metrics.received_bytes.inc(len(frame.data))
-                reply = replies.normalized_chunk(plan.mode, resolved.version)
-                await room.acquire()
-                under_way.put_nowait(asyncio.create_task(normalizing.run(plan, batch, reply, prefix="chunk.")))
-        finally:
-            under_way.put_nowait(None)
-
-    reader = asyncio.create_task(read())
-    try:
-        while (chunk := await under_way.get()) is not None:
-            result = await chunk
-            metrics.sent_bytes.inc(result.size_bytes)
-            yield result.sent
-            room.release()
-        await reader
-    finally:
-        left: list[asyncio.Task[Any]] = [reader]
-        while not under_way.empty():
-            if (chunk := under_way.get_nowait()) is not None:
-                left.append(chunk)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)

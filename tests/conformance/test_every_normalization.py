@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 import normstats
-from tests.server_process import ServerProcess
 
 RNG = np.random.default_rng(5)
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[normstats.Client]:
-    with normstats.connect(server.target) as client:
-        yield client
 
 
 def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-6) -> None:
@@ -28,7 +19,7 @@ def test_standardize_and_back(client: normstats.Client, name: str) -> None:
     ours = client.create(name, normstats.Standardize(3))
     ours.update(x)
     z = ours.normalize(x)
-    close(z, (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-8), 1e-12)
+    close(z, (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-8), 1e-11)  # numpy's mean: eps x mean/std of 5,000
     close(ours.normalize(z, inverse=True), x, 1e-12)
 
 

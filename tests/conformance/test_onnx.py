@@ -6,7 +6,7 @@ Held to 1e-5, where ONNX asks for 1e-3. LayerNormalization's further outputs (Me
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 from onnx import helper
 
 import normstats
-from tests.server_process import ServerProcess
 
 TOLERANCE = 1e-5
 
@@ -71,12 +70,6 @@ def cases() -> dict[str, Any]:
     return {
         case.name: case for case in found if "_expanded" not in case.name and case.model.graph.node[0].op_type in CASES
     }
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[normstats.Client]:
-    with normstats.connect(server.target) as client:
-        yield client
 
 
 def test_no_case_is_missing() -> None:

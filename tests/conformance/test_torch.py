@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 import normstats
-from tests.server_process import ServerProcess
 
 RTOL = 1e-6  # relative, float32
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[normstats.Client]:
-    with normstats.connect(server.target) as client:
-        yield client
 
 
 def batches_of(shape: tuple[int, ...], sizes: tuple[int, ...]) -> list[torch.Tensor]:

@@ -206,4 +206,4 @@ def test_every_call_of_the_contract_is_answered(stub: NormalizationServiceStub) 
         except grpc.RpcError as error:
             codes[method.name] = error.code()
     assert set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}, codes
-    assert {method.name for method in service.methods} - set(codes) == {"ListNormalizers"}
+    assert {method.name for method in service.methods} - set(codes) == {"ListNormalizers", "NormalizeMany"}

@@ -6,41 +6,56 @@ from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequenc
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from normstats import requests, specs
-from normstats.aio import concurrency
 from normstats.aio.connection import AsyncConnection
 from normstats.aio.normalizer import AsyncNormalizer
-from normstats.aio.normalizing import normalize
+from normstats.aio.normalizing import normalize, normalize_many
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
+from normstats.errors import InvalidArgument
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import NormalizerInfo, RunningState, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
 
-# Calls of normalize_many that are in flight at once.
-_AT_ONCE = 32
-
 
 def connect(
-    target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT, options: Sequence[Option] = ()
+    target: str = DEFAULT_TARGET,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    shared_memory: bool = False,
+    options: Sequence[Option] = (),
 ) -> AsyncClient:
     """A client of the server at `target`; connects at its first call, and again whenever the connection breaks.
 
     Args:
         target: HOST:PORT, unix:PATH, or any other gRPC target.
         timeout: seconds that a call may take, its retries included, unless it says otherwise.
+        shared_memory: normalize arrays above 64 KiB in memory that the server on this machine sees too. The target must
+            be unix:PATH, and the server run with --shared-memory, as the same user.
         options: gRPC channel options, beside those that are set anyway.
+
+    Raises:
+        InvalidArgument: memory is to be shared with what is not reached by a unix socket.
     """
-    return AsyncClient(target, timeout=timeout, options=options)
+    return AsyncClient(target, timeout=timeout, shared_memory=shared_memory, options=options)
 
 
 class AsyncClient:
     """A client. Use it as a context manager, or close it."""
 
     def __init__(
-        self, target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT, options: Sequence[Option] = ()
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        shared_memory: bool = False,
+        options: Sequence[Option] = (),
     ) -> None:
-        self._connection = AsyncConnection(target, timeout, options)
+        if shared_memory and not target.startswith("unix:"):
+            raise InvalidArgument(f"shared_memory is set; {target!r} is no unix:PATH", field="target")
+        self._connection = AsyncConnection(target, timeout, options, shared_memory=shared_memory)
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._itself().__await__()
@@ -121,6 +136,7 @@ class AsyncClient:
         mask: Any = None,
         style: Any = None,
         snapshot: str | None = None,
+        out: Any = None,
         timeout: float | None = None,
     ) -> Any:
         """Normalize an array by a spec or by a normalizer's name; larger ones travel in chunks of rows.
@@ -135,6 +151,8 @@ class AsyncClient:
             mask: bool; True is real. Padding is in no statistic and comes back as it was.
             style: of an AdaptiveInstanceNorm: an array (N or 1, C, ...) or a normalizer's name.
             snapshot: use the statistics under this tag.
+            out: a dense array or tensor of the result's kind, shape and dtype, which is filled and returned. With
+                shared memory it may be x itself; if such a call fails, x may be overwritten in part.
             timeout: seconds.
 
         Returns:
@@ -145,7 +163,7 @@ class AsyncClient:
             FailedPrecondition: "eval" where nothing was seen yet.
             NotFound: there is no such normalizer or snapshot.
         """
-        options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot)
+        options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot, out)
         return await normalize(self._connection, x, target, options, timeout)
 
     async def normalize_many(
@@ -158,7 +176,7 @@ class AsyncClient:
         snapshot: str | None = None,
         timeout: float | None = None,
     ) -> Sequence[Any]:
-        """Normalize arrays, each as `normalize` does, some dozens at a time: they need not be of one shape.
+        """Normalize arrays, each as `normalize` does, dozens at a time: small ones several to a message, of any shapes.
 
         Args:
             arrays: numpy arrays, torch tensors or sequences.
@@ -172,14 +190,30 @@ class AsyncClient:
             The outputs, in the order of the arrays.
 
         Raises:
-            NormstatsError: one of them failed, as `normalize` says; none is begun after it.
+            NormstatsError: one of them failed, as `normalize` says; those that were on their way with it may be done.
         """
         options = NormalizeOptions(mode, inverse, None, None, None, snapshot)
+        return await normalize_many(self._connection, list(arrays), target, options, timeout)
 
-        async def one(x: Any) -> Any:
-            return await normalize(self._connection, x, target, options, timeout)
+    async def empty(self, shape: int | Sequence[int], dtype: Any = np.float32, *, timeout: float | None = None) -> Any:
+        """A numpy array that is not cleared, in memory that the server sees too: what is written there is normalized
+        without being copied. Without shared memory an array like any other.
 
-        return await concurrency.each(one, list(arrays), _AT_ONCE)
+        Args:
+            shape: as of numpy.empty.
+            dtype: a numpy dtype.
+            timeout: seconds.
+
+        Raises:
+            FailedPrecondition: the server shares no memory, or none that this process can open.
+            ResourceExhausted: it shares no more.
+        """
+        if self._connection.memory is None:
+            return np.empty(shape, dtype)
+        like = np.broadcast_to(np.empty((), dtype), shape)
+        seconds = self._connection.timeout if timeout is None else timeout
+        memory = await self._connection.memory.array(max(1, like.nbytes), seconds)
+        return memory[: like.nbytes].view(like.dtype).reshape(like.shape)
 
     async def update(
         self,

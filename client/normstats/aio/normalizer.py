@@ -86,10 +86,11 @@ class AsyncNormalizer:
         mask: Any = None,
         style: Any = None,
         snapshot: str | None = None,
+        out: Any = None,
         timeout: float | None = None,
     ) -> Any:
         """Normalize an array; see Client.normalize."""
-        options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot)
+        options = NormalizeOptions(mode, inverse, lengths, mask, style, snapshot, out)
         return await normalize(self._connection, x, self.name, options, timeout)
 
     def stream(self, *, window: int = 256) -> AsyncUpdateStream:

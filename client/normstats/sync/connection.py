@@ -10,20 +10,22 @@ from typing import Any
 
 import grpc
 
-from normstats import specs
+from normstats import chunking, specs
 from normstats.backoff import Backoff
 from normstats.channel import Option, Stub
-from normstats.errors import connection_broke, from_grpc
+from normstats.errors import connection_broke, from_grpc, from_status
 from normstats.producer import Producer
 from normstats.sync import concurrency
+from normstats.sync.shared_memory import SharedMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
+from normstats.wire.carried import Carried
 
 
 class Connection:
     """What a client and its normalizers share."""
 
-    def __init__(self, target: str, timeout: float, options: Sequence[Option]) -> None:
+    def __init__(self, target: str, timeout: float, options: Sequence[Option], *, shared_memory: bool = False) -> None:
         self._target = target
         self._options = options
         self._opening = threading.Lock()
@@ -33,6 +35,8 @@ class Connection:
         self.timeout = timeout
         self.producer = Producer()
         self._specs: dict[str, specs.Spec] = {}
+        self.memory = SharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
+        self._gathering = concurrency.Gathering(self._normalize, self.normalize_many, chunking.TENSORS_AT_ONCE)
 
     @property
     def stub(self) -> Any:
@@ -73,6 +77,34 @@ class Connection:
                     raise from_grpc(error) from error
                 concurrency.sleep(wait)
 
+    def normalize(self, request: Carried[pb.NormalizeRequest], timeout: float | None) -> Carried[Any]:
+        """Normalize one tensor; small ones together with others that are asked for at the same time.
+
+        Raises:
+            NormstatsError: it failed.
+        """
+        if chunking.goes_with_others(request):
+            return self._gathering.call(request, timeout)
+        return self._normalize(request, timeout)
+
+    def normalize_many(
+        self, requests: Sequence[Carried[pb.NormalizeRequest]], timeout: float | None
+    ) -> Sequence[Carried[pb.NormalizeResponse] | Exception]:
+        """Normalize small tensors by one message; of each its reply or its error.
+
+        Raises:
+            NormstatsError: all failed.
+        """
+        reply = self.call(self.stub.NormalizeMany, requests, timeout)
+        return [
+            Carried(one.response, one.response.data) if one.HasField("response") else from_status(one.status)
+            for one in reply.results
+        ]
+
+    def _normalize(self, request: Carried[pb.NormalizeRequest], timeout: float | None) -> Carried[Any]:
+        reply: Carried[Any] = self.call(self.stub.Normalize, request, timeout)
+        return reply
+
     def spec_of(self, name: str, timeout: float | None = None) -> specs.Spec:
         """The spec of a normalizer, asked for once."""
         if name not in self._specs:
@@ -105,6 +137,8 @@ class Connection:
     def close(self) -> None:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
+        if self.memory is not None:
+            self.memory.lost()
         self._channel.close()
         for channel, _ in self._others.values():
             channel.close()

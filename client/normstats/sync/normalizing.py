@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from normstats import chunking, memory, requests, specs
 from normstats.arrays import Output, Payload, payload_of
 from normstats.backoff import Backoff
-from normstats.errors import InvalidArgument, connection_broke, from_grpc
+from normstats.errors import InvalidArgument, NotFound, Unavailable, connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
 from normstats.sync import concurrency
@@ -21,11 +23,18 @@ from normstats.wire.carried import Carried
 
 if TYPE_CHECKING:
     from normstats.sync.connection import Connection
+    from normstats.sync.shared_memory import SharedMemory
+
+Array: TypeAlias = npt.NDArray[Any]
 
 # Arrays from this size on are worth the allocator's while.
 _LARGE_BYTES = 1 << 16
 # Chunks on their way to the server and back.
 _WINDOW = 8
+# Of many arrays: messages of several small ones, and large ones, that are on their way at once.
+_MESSAGES_AT_ONCE, _ARRAYS_AT_ONCE = 4, 32
+# Why a server that has just begun refuses memory that another lent.
+_NO_SUCH_REGION = "NO_SUCH_REGION"
 
 
 def normalize(
@@ -36,6 +45,8 @@ def normalize(
     requests.mode_of(options.mode)
     if payload.values.nbytes > _LARGE_BYTES:
         memory.keep()
+        if connection.memory is not None:
+            return _in_shared_memory(connection, connection.memory, payload, target, options, timeout)
     if payload.values.nbytes > chunking.CHUNK_BYTES:
         spec = connection.spec_of(target, timeout) if isinstance(target, str) else target
         mode = chunking.effective_mode(spec, options.mode, named=isinstance(target, str))
@@ -45,11 +56,99 @@ def normalize(
             opening = requests.opening(target, chunking.of_rank(spec, len(payload.shape)), mode, options, moments)
             total = connection.timeout * max(1.0, payload.values.nbytes / 2**26) if timeout is None else timeout
             return _in_chunks(connection, opening, payload, options, total)
+    request = _request(connection, payload, target, options)
+    output = Output(payload, options.out)
+    reply = connection.normalize(request, timeout)
+    output.add(reply.message.output, reply.data)
+    return output.value()
+
+
+def _in_shared_memory(
+    connection: Connection,
+    shared: SharedMemory,
+    payload: Payload,
+    target: specs.Spec | str,
+    options: NormalizeOptions,
+    timeout: float | None,
+) -> Any:
+    """Where the server sees the array too; again, if it is another server by then, unless the array is overwritten."""
+    seconds = connection.timeout if timeout is None else timeout
+    request, output = _request(connection, payload, target, options), Output(payload, options.out)
+    request.data = b""
+    while True:
+        _held, place = _placed(shared, payload.values, seconds)
+        result, result_place = output.memory, None
+        if result is not None and (not output.overwrites or result.ctypes.data == payload.values.ctypes.data):
+            result_place = shared.place_of(result)
+        if result is None or result_place is None:
+            result = shared.array(output.size_bytes, seconds)
+            result_place = shared.place_of(result)
+        request.message.input_place.CopyFrom(place)
+        request.message.output_place.CopyFrom(result_place or pb.Place())
+        try:
+            connection.call(connection.stub.Normalize, request, timeout)
+        except NotFound as error:
+            if error.reason != _NO_SUCH_REGION:
+                raise
+            shared.lost()
+            if result is output.memory and output.overwrites:
+                raise Unavailable("the server was lost; out is x, which may be overwritten in part") from error
+            continue
+        output.lies_in(result)
+        return output.value()
+
+
+def _placed(shared: SharedMemory, values: Array, timeout: float) -> tuple[Array, pb.Place]:
+    """Where an array lies in the server's memory: itself, or a copy."""
+    if (place := shared.place_of(values)) is not None:
+        return values, place
+    held = shared.array(values.nbytes, timeout)
+    np.copyto(held, values.reshape(-1).view(np.uint8))
+    return held, shared.place_of(held) or pb.Place()
+
+
+def normalize_many(
+    connection: Connection,
+    arrays: Sequence[Any],
+    target: specs.Spec | str,
+    options: NormalizeOptions,
+    timeout: float | None,
+) -> list[Any]:
+    """Normalize arrays, small ones several to a message; see Client.normalize_many."""
+    payloads = [payload_of(x) for x in arrays]
+    small = [index for index, payload in enumerate(payloads) if payload.values.nbytes <= chunking.SMALL_BYTES]
+    outputs = dict.fromkeys(range(len(arrays)))
+
+    def together(group: Sequence[int]) -> None:
+        asked = [_request(connection, payloads[index], target, options) for index in group]
+        for index, request, reply in zip(group, asked, connection.normalize_many(asked, timeout), strict=True):
+            if isinstance(reply, Unavailable):
+                reply = connection.normalize(request, timeout)
+            if isinstance(reply, Exception):
+                raise reply
+            outputs[index] = _output(payloads[index], reply)
+
+    def alone(index: int) -> None:
+        outputs[index] = normalize(connection, arrays[index], target, options, timeout)
+
+    at_once = chunking.TENSORS_AT_ONCE
+    groups = [small[start : start + at_once] for start in range(0, len(small), at_once)]
+    concurrency.each(together, groups, _MESSAGES_AT_ONCE)
+    concurrency.each(alone, [index for index in outputs if index not in set(small)], _ARRAYS_AT_ONCE)
+    return list(outputs.values())
+
+
+def _request(
+    connection: Connection, payload: Payload, target: specs.Spec | str, options: NormalizeOptions
+) -> Carried[pb.NormalizeRequest]:
     request = requests.normalize(payload, target, options)
     if options.mode == "train":
         request.message.producer_id = connection.producer.id
         request.message.sequence = connection.producer.next_sequence()
-    reply = connection.call(connection.stub.Normalize, request, timeout)
+    return request
+
+
+def _output(payload: Payload, reply: Carried[Any]) -> Any:
     output = Output(payload)
     output.add(reply.message.output, reply.data)
     return output.value()
@@ -103,7 +202,7 @@ def _once(
     options: NormalizeOptions,
     deadline: float,
 ) -> Any:
-    window, output = concurrency.Semaphore(_WINDOW), Output(payload)
+    window, output = concurrency.Semaphore(_WINDOW), Output(payload, options.out)
     ended = False
 
     def frames() -> Iterator[Carried[pb.NormalizeStreamRequest]]:

@@ -73,6 +73,8 @@ class NormalizeRequest(_message.Message):
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    INPUT_PLACE_FIELD_NUMBER: _builtins.int
+    OUTPUT_PLACE_FIELD_NUMBER: _builtins.int
     STYLE_DATA_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     normalizer: _builtins.str
@@ -107,7 +109,17 @@ class NormalizeRequest(_message.Message):
 
     @_builtins.property
     def input(self) -> _tensor_pb2.Tensor:
-        """The tensor; its bytes are `data`."""
+        """The tensor; its bytes are `data`, or lie in memory that is shared."""
+
+    @_builtins.property
+    def input_place(self) -> Global___Place:
+        """Where the bytes of `input` lie, instead of `data`."""
+
+    @_builtins.property
+    def output_place(self) -> Global___Place:
+        """Where the bytes of the output go, instead of the response's `data`: room that does not overlap the input, or its
+        very place, if the output's dtype is the input's. Needs `input_place`.
+        """
 
     def __init__(
         self,
@@ -123,12 +135,14 @@ class NormalizeRequest(_message.Message):
         producer_id: _builtins.bytes = ...,
         sequence: _builtins.int = ...,
         input: _tensor_pb2.Tensor | None = ...,
+        input_place: Global___Place | None = ...,
+        output_place: Global___Place | None = ...,
         style_data: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "normalizer", b"normalizer", "padding", b"padding", "spec", b"spec", "style", b"style", "style_normalizer", b"style_normalizer", "style_tensor", b"style_tensor", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "input_place", b"input_place", "normalizer", b"normalizer", "output_place", b"output_place", "padding", b"padding", "spec", b"spec", "style", b"style", "style_normalizer", b"style_normalizer", "style_tensor", b"style_tensor", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "input", b"input", "inverse", b"inverse", "mode", b"mode", "normalizer", b"normalizer", "padding", b"padding", "producer_id", b"producer_id", "sequence", b"sequence", "snapshot", b"snapshot", "spec", b"spec", "style", b"style", "style_data", b"style_data", "style_normalizer", b"style_normalizer", "style_tensor", b"style_tensor", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "input", b"input", "input_place", b"input_place", "inverse", b"inverse", "mode", b"mode", "normalizer", b"normalizer", "output_place", b"output_place", "padding", b"padding", "producer_id", b"producer_id", "sequence", b"sequence", "snapshot", b"snapshot", "spec", b"spec", "style", b"style", "style_data", b"style_data", "style_normalizer", b"style_normalizer", "style_tensor", b"style_tensor", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_style: _TypeAlias = _typing.Literal["style_tensor", "style_normalizer"]  # noqa: Y015
     _WhichOneofArgType_style: _TypeAlias = _typing.Literal["style", b"style"]  # noqa: Y015
@@ -140,6 +154,98 @@ class NormalizeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___NormalizeRequest: _TypeAlias = NormalizeRequest  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """Place is where a tensor's bytes lie in shared memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    region: _builtins.bytes
+    """The region, as ShareMemory named it."""
+    offset_bytes: _builtins.int
+    """Where in the region, in bytes; a multiple of 64."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.bytes = ...,
+        offset_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
+class ShareMemoryRequest(_message.Message):
+    """ShareMemoryRequest asks for a region more. All are taken back when the call ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATE_BYTES_FIELD_NUMBER: _builtins.int
+    allocate_bytes: _builtins.int
+    """At least so many bytes."""
+    def __init__(
+        self,
+        *,
+        allocate_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocate_bytes", b"allocate_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareMemoryRequest: _TypeAlias = ShareMemoryRequest  # noqa: Y015
+
+@_typing.final
+class ShareMemoryResponse(_message.Message):
+    """ShareMemoryResponse is a region, which its caller opens as /proc/PROCESS_ID/fd/DESCRIPTOR: that needs the same user
+    and the same process namespace.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    region: _builtins.bytes
+    """16 random bytes that name the region in requests; who knows them may use it."""
+    size_bytes: _builtins.int
+    """Its size, in bytes."""
+    process_id: _builtins.int
+    """The server's process."""
+    descriptor: _builtins.int
+    """Its descriptor of the region."""
+    device: _builtins.int
+    """What fstat says of it, so that the caller knows the right file when he has opened it."""
+    inode: _builtins.int
+    """Likewise."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        process_id: _builtins.int = ...,
+        descriptor: _builtins.int = ...,
+        device: _builtins.int = ...,
+        inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor", b"descriptor", "device", b"device", "inode", b"inode", "process_id", b"process_id", "region", b"region", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareMemoryResponse: _TypeAlias = ShareMemoryResponse  # noqa: Y015
 
 @_typing.final
 class NormalizeResponse(_message.Message):
@@ -159,7 +265,7 @@ class NormalizeResponse(_message.Message):
     duplicate: _builtins.bool
     """TRAIN mode: the contribution had been counted before, and was not again."""
     data: _builtins.bytes
-    """The bytes of `output`."""
+    """The bytes of `output`; none if they are in shared memory."""
     @_builtins.property
     def output(self) -> _tensor_pb2.Tensor:
         """Same shape as the input, and same dtype, save that integers and booleans become float32. Its bytes are `data`."""
@@ -180,6 +286,82 @@ class NormalizeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NormalizeResponse: _TypeAlias = NormalizeResponse  # noqa: Y015
+
+@_typing.final
+class NormalizeManyRequest(_message.Message):
+    """NormalizeManyRequest is several tensors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizeRequest]:
+        """At most 256."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___NormalizeRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NormalizeManyRequest: _TypeAlias = NormalizeManyRequest  # noqa: Y015
+
+@_typing.final
+class NormalizeManyResponse(_message.Message):
+    """NormalizeManyResponse is what became of each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        """Result is one normalized tensor, or why there is none."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RESPONSE_FIELD_NUMBER: _builtins.int
+        STATUS_FIELD_NUMBER: _builtins.int
+        status: _builtins.bytes
+        """The error that Normalize would have ended with: a google.rpc.Status, as gRPC sends it in its trailing metadata."""
+        @_builtins.property
+        def response(self) -> Global___NormalizeResponse:
+            """The normalized tensor."""
+
+        def __init__(
+            self,
+            *,
+            response: Global___NormalizeResponse | None = ...,
+            status: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "status"]  # noqa: Y015
+        _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizeManyResponse.Result]:
+        """One for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___NormalizeManyResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NormalizeManyResponse: _TypeAlias = NormalizeManyResponse  # noqa: Y015
 
 @_typing.final
 class NormalizeStreamRequest(_message.Message):

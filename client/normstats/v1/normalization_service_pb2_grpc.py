@@ -40,10 +40,20 @@ class NormalizationServiceStub(object):
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeRequest.SerializeToString,
                 response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeResponse.FromString,
                 _registered_method=True)
+        self.NormalizeMany = channel.unary_unary(
+                '/normstats.v1.NormalizationService/NormalizeMany',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyResponse.FromString,
+                _registered_method=True)
         self.NormalizeStream = channel.stream_stream(
                 '/normstats.v1.NormalizationService/NormalizeStream',
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamRequest.SerializeToString,
                 response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamResponse.FromString,
+                _registered_method=True)
+        self.ShareMemory = channel.stream_stream(
+                '/normstats.v1.NormalizationService/ShareMemory',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.ShareMemoryRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.ShareMemoryResponse.FromString,
                 _registered_method=True)
         self.UpdateRunningStats = channel.unary_unary(
                 '/normstats.v1.NormalizationService/UpdateRunningStats',
@@ -137,10 +147,29 @@ class NormalizationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NormalizeMany(self, request, context):
+        """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
+        order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
+        together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def NormalizeStream(self, request_iterator, context):
         """NormalizeStream normalizes one tensor in chunks of whole rows (slices of axis 0), in order, pipelined. Every
         chunk is answered by one of the same shape. A normalization whose statistics span rows takes the moments of
         all rows with the opening frame. Codes as Normalize.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareMemory(self, request_iterator, context):
+        """ShareMemory gives a caller on the same machine memory that both see, for as long as the call lasts: tensors that
+        lie there are normalized where they are, and only their places travel. FAILED_PRECONDITION if the server does not
+        offer it, or the call did not come by a unix socket; INVALID_ARGUMENT if a size is wrong; RESOURCE_EXHAUSTED if no
+        more is given.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -279,10 +308,20 @@ def add_NormalizationServiceServicer_to_server(servicer, server):
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeRequest.FromString,
                     response_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeResponse.SerializeToString,
             ),
+            'NormalizeMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.NormalizeMany,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyResponse.SerializeToString,
+            ),
             'NormalizeStream': grpc.stream_stream_rpc_method_handler(
                     servicer.NormalizeStream,
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamRequest.FromString,
                     response_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamResponse.SerializeToString,
+            ),
+            'ShareMemory': grpc.stream_stream_rpc_method_handler(
+                    servicer.ShareMemory,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.ShareMemoryRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.ShareMemoryResponse.SerializeToString,
             ),
             'UpdateRunningStats': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateRunningStats,
@@ -399,6 +438,33 @@ class NormalizationService(object):
             _registered_method=True)
 
     @staticmethod
+    def NormalizeMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/normstats.v1.NormalizationService/NormalizeMany',
+            normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def NormalizeStream(request_iterator,
             target,
             options=(),
@@ -415,6 +481,33 @@ class NormalizationService(object):
             '/normstats.v1.NormalizationService/NormalizeStream',
             normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamRequest.SerializeToString,
             normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareMemory(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/normstats.v1.NormalizationService/ShareMemory',
+            normstats_dot_v1_dot_normalization__service__pb2.ShareMemoryRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.ShareMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,10 +45,21 @@ class NormalizationServiceStub:
     FAILED_PRECONDITION if EVAL is asked of a normalizer that has seen nothing, or TRAIN of a frozen one;
     RESOURCE_EXHAUSTED if the queue is full; UNAVAILABLE if the store is down (TRAIN).
     """
+    NormalizeMany: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.NormalizeManyRequest, _normalization_service_pb2.NormalizeManyResponse]
+    """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
+    order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
+    together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+    """
     NormalizeStream: _grpc.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeStreamRequest, _normalization_service_pb2.NormalizeStreamResponse]
     """NormalizeStream normalizes one tensor in chunks of whole rows (slices of axis 0), in order, pipelined. Every
     chunk is answered by one of the same shape. A normalization whose statistics span rows takes the moments of
     all rows with the opening frame. Codes as Normalize.
+    """
+    ShareMemory: _grpc.StreamStreamMultiCallable[_normalization_service_pb2.ShareMemoryRequest, _normalization_service_pb2.ShareMemoryResponse]
+    """ShareMemory gives a caller on the same machine memory that both see, for as long as the call lasts: tensors that
+    lie there are normalized where they are, and only their places travel. FAILED_PRECONDITION if the server does not
+    offer it, or the call did not come by a unix socket; INVALID_ARGUMENT if a size is wrong; RESOURCE_EXHAUSTED if no
+    more is given.
     """
     UpdateRunningStats: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.UpdateRunningStatsRequest, _normalization_service_pb2.UpdateRunningStatsResponse]
     """UpdateRunningStats merges one contribution, to one normalizer or to several, all or nothing, and answers once
@@ -125,10 +136,21 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     FAILED_PRECONDITION if EVAL is asked of a normalizer that has seen nothing, or TRAIN of a frozen one;
     RESOURCE_EXHAUSTED if the queue is full; UNAVAILABLE if the store is down (TRAIN).
     """
+    NormalizeMany: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.NormalizeManyRequest, _normalization_service_pb2.NormalizeManyResponse]  # type: ignore[assignment]
+    """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
+    order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
+    together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+    """
     NormalizeStream: _aio.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeStreamRequest, _normalization_service_pb2.NormalizeStreamResponse]  # type: ignore[assignment]
     """NormalizeStream normalizes one tensor in chunks of whole rows (slices of axis 0), in order, pipelined. Every
     chunk is answered by one of the same shape. A normalization whose statistics span rows takes the moments of
     all rows with the opening frame. Codes as Normalize.
+    """
+    ShareMemory: _aio.StreamStreamMultiCallable[_normalization_service_pb2.ShareMemoryRequest, _normalization_service_pb2.ShareMemoryResponse]  # type: ignore[assignment]
+    """ShareMemory gives a caller on the same machine memory that both see, for as long as the call lasts: tensors that
+    lie there are normalized where they are, and only their places travel. FAILED_PRECONDITION if the server does not
+    offer it, or the call did not come by a unix socket; INVALID_ARGUMENT if a size is wrong; RESOURCE_EXHAUSTED if no
+    more is given.
     """
     UpdateRunningStats: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.UpdateRunningStatsRequest, _normalization_service_pb2.UpdateRunningStatsResponse]  # type: ignore[assignment]
     """UpdateRunningStats merges one contribution, to one normalizer or to several, all or nothing, and answers once
@@ -210,6 +232,17 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def NormalizeMany(
+        self,
+        request: _normalization_service_pb2.NormalizeManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_normalization_service_pb2.NormalizeManyResponse, _abc.Awaitable[_normalization_service_pb2.NormalizeManyResponse]]:
+        """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
+        order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
+        together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+        """
+
+    @_abc_1.abstractmethod
     def NormalizeStream(
         self,
         request_iterator: _MaybeAsyncIterator[_normalization_service_pb2.NormalizeStreamRequest],
@@ -218,6 +251,18 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         """NormalizeStream normalizes one tensor in chunks of whole rows (slices of axis 0), in order, pipelined. Every
         chunk is answered by one of the same shape. A normalization whose statistics span rows takes the moments of
         all rows with the opening frame. Codes as Normalize.
+        """
+
+    @_abc_1.abstractmethod
+    def ShareMemory(
+        self,
+        request_iterator: _MaybeAsyncIterator[_normalization_service_pb2.ShareMemoryRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_normalization_service_pb2.ShareMemoryResponse], _abc.AsyncIterator[_normalization_service_pb2.ShareMemoryResponse]]:
+        """ShareMemory gives a caller on the same machine memory that both see, for as long as the call lasts: tensors that
+        lie there are normalized where they are, and only their places travel. FAILED_PRECONDITION if the server does not
+        offer it, or the call did not come by a unix socket; INVALID_ARGUMENT if a size is wrong; RESOURCE_EXHAUSTED if no
+        more is given.
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,8 @@ what protobuf writes, and whatever is not of that form is left to protobuf to re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -36,9 +37,24 @@ class Carried(Generic[M]):
 
 def serialize(carried: Carried[Any]) -> bytes:
     """The bytes of a message with its data. `data` may be anything that has its bytes in one dense buffer."""
-    header, data = carried.message.SerializeToString(), carried.data
+    return join(carried.message.SerializeToString(), carried.data)
+
+
+def join(header: bytes, data: Data) -> bytes:
+    """The bytes of a message whose others are serialized already."""
     size = data.nbytes if isinstance(data, memoryview) else len(data)
-    return b"".join((header, _prefix(size), data)) if size else bytes(header)
+    return b"".join((header, _prefix(size), data)) if size else header
+
+
+def serialize_many(messages: Sequence[bytes], number: int = 1) -> bytes:
+    """The bytes of a message that has a repeated field of this number, and nothing else, of its serialized items."""
+    tag = number << 3 | 2
+    return b"".join([part for message in messages for part in (_prefix(len(message), tag), message)])
+
+
+def serialize_requests(requests: Sequence[Carried[Any]]) -> bytes:
+    """The bytes of a message of several that carry tensors."""
+    return serialize_many([serialize(request) for request in requests])
 
 
 def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
@@ -56,6 +72,16 @@ def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
         data: bytes = getattr(message, _FIELD)
         message.ClearField(_FIELD)
         return Carried(message, data)
+
+    return deserialize
+
+
+def deserializer_of_many(message_type: type[Message]) -> Callable[[bytes], list[Carried[Any]]]:
+    """What reads a message whose repeated field `requests` carries tensors: small ones, which protobuf may copy."""
+
+    def deserialize(received: bytes) -> list[Carried[Any]]:
+        requests: Any = message_type.FromString(received).requests  # type: ignore[attr-defined]
+        return [Carried(request, request.data) for request in requests]
 
     return deserialize
 
@@ -94,9 +120,10 @@ def find(received: bytes) -> int:
     return 0
 
 
-def _prefix(size: int) -> bytes:
-    """The tag and the length of data."""
-    out = bytearray((_DATA,))
+@lru_cache(maxsize=4096)
+def _prefix(size: int, tag: int = _DATA) -> bytes:
+    """The tag and the length of data, or of another field below 16."""
+    out = bytearray((tag,))
     while size >= 0x80:
         out.append(size & 0x7F | 0x80)
         size >>= 7

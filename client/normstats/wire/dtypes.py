@@ -32,3 +32,5 @@ ELEMENT_TYPES = (
 )
 BY_NUMBER = {element.number: element for element in ELEMENT_TYPES}
 BY_NAME = {element.name: element for element in ELEMENT_TYPES}
+# Those that a normalization keeps; others become float32.
+FLOATING = ("float16", "bfloat16", "float32", "float64")

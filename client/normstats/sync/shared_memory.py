@@ -1,0 +1,69 @@
+# Generated from normstats/aio/shared_memory.py by tools/generate_sync.py: do not edit.
+"""Arrays in memory that the server sees too: asked for over a call that lasts as long as the connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from normstats.backoff import Backoff
+from normstats.errors import connection_broke, from_grpc
+from normstats.regions import Bytes, Pool, Region, opened, region_bytes
+from normstats.sync import concurrency
+from normstats.v1 import normalization_service_pb2 as pb
+
+
+class SharedMemory:
+    """A connection's share of its server's memory."""
+
+    def __init__(self, method: Callable[[], Any]) -> None:
+        """`method` gives the stub's ShareMemory."""
+        self._method = method
+        self._pool = Pool()
+        self._asking = concurrency.Semaphore(1)
+        self._talk: concurrency.Conversation | None = None
+        self.place_of = self._pool.place_of
+
+    def array(self, size_bytes: int, timeout: float) -> Bytes:
+        """So many bytes, not cleared.
+
+        Raises:
+            FailedPrecondition: the server shares none, or none that this process can open.
+            ResourceExhausted: it shares no more.
+            Unavailable: no server within the timeout.
+        """
+        region = self._pool.take(size_bytes) or self._lent(region_bytes(size_bytes), timeout)
+        return self._pool.array(region, size_bytes)
+
+    def lost(self) -> bool:
+        """The server knows our regions no more: arrays stay, as memory like any other. Whether there were any."""
+        talk, self._talk = self._talk, None
+        if talk is not None:
+            talk.end()
+        return self._pool.forget()
+
+    def _lent(self, size_bytes: int, timeout: float) -> Region:
+        deadline, backoff = monotonic() + timeout, Backoff()
+        while True:
+            try:
+                with self._asking:
+                    return self._asked(size_bytes)
+            except grpc.RpcError as error:
+                had_others = self.lost()
+                if had_others and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    continue  # without those that lay idle it may be enough
+                wait = backoff.next_seconds()
+                if not connection_broke(error) or monotonic() + wait >= deadline:
+                    raise from_grpc(error) from error
+                concurrency.sleep(wait)
+
+    def _asked(self, size_bytes: int) -> Region:
+        if self._talk is None:
+            self._talk = concurrency.Conversation(self._method())
+        self._talk.send(pb.ShareMemoryRequest(allocate_bytes=size_bytes))
+        region = opened(self._talk.receive())
+        self._pool.add(region)
+        return region

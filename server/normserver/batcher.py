@@ -1,0 +1,173 @@
+"""Runs normalizations on the device: alone, or, where several of one kind wait, in one launch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import inf
+from time import perf_counter
+
+from torch import Tensor
+
+from normcore.errors import NormcoreError
+from normcore.moments import Moments
+from normcore.stack import MomentsStack
+from normserver import codec, engine, futures
+from normserver.codec import Encoded, Reply
+from normserver.compute import Compute, Kept, Task
+from normserver.engine import Batch, Plan
+from normserver.errors import ServiceError, from_engine
+from normserver.turns import MOST_TASKS
+from normstats import specs
+
+# What took less when it was last done is done on the event loop: handing it to a thread takes as long.
+_BRIEF_SECONDS, _BRIEF_BYTES = 100e-6, 1 << 17
+# Larger batches gain nothing from company: arithmetic is most of what they cost, and they would be copied once more.
+_TOGETHER_BYTES = 1 << 16
+# Kinds of calls whose times are remembered.
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch to be normalized by a plan, for a reply that lacks nothing else.
+
+    `prefix` is its path in the request. The output goes into `out`, if that is given, and not into the reply.
+    """
+
+    plan: Plan
+    batch: Batch
+    reply: Reply
+    caller: str = ""
+    prefix: str = ""
+    out: Tensor | None = None
+
+
+class Batcher:
+    """What normalizes."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._kept = Kept()
+        self._seconds: dict[Hashable, float] = {}
+
+    async def run(self, job: Job) -> Encoded:
+        """Normalize a batch: here and now if that is brief, else in turn.
+
+        Raises:
+            ResourceExhausted: too much is waiting already.
+            ServiceError: what the engine found wrong with the values.
+        """
+        (result,) = await self.run_all([job])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def run_all(self, jobs: Sequence[Job]) -> list[Encoded | Exception]:
+        """Normalize batches; what became of each, in their order."""
+        results: dict[int, Encoded | Exception] = {}
+        waiting: dict[int, asyncio.Future[Encoded]] = {}
+        for group in _groups(jobs):
+            some = [jobs[index] for index in group]
+            if self._is_brief(some):
+                results.update(zip(group, self._compute.timed(lambda: self._work(some)), strict=True))  # noqa: B023
+                continue
+            for index in group:
+                try:
+                    waiting[index] = self._compute.submit(self._task(jobs[index]))
+                except ServiceError as error:
+                    results[index] = error
+        if waiting:
+            results.update(zip(waiting, await futures.ended(waiting.values()), strict=True))
+        return [_told(results[index], job) for index, job in enumerate(jobs)]
+
+    async def moments(self, spec: specs.RunningSpec, batch: Batch, *, prefix: str, caller: str = "") -> MomentsStack:
+        """The moments of a raw batch.
+
+        Raises:
+            ResourceExhausted: too much is waiting already.
+            ServiceError: what the engine found wrong with the values.
+        """
+        device = self._compute.device
+        taken = await self._compute.run(lambda: engine.moments(spec, batch, device), prefix=prefix, caller=caller)
+        stack = MomentsStack.of(taken) if taken else MomentsStack.empty(spec.num_features)
+        codec.check_mergeable(stack, [f"{prefix}input"] * len(stack))
+        return stack
+
+    def _is_brief(self, jobs: Sequence[Job]) -> bool:
+        """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled."""
+        size = sum(job.batch.x.nbytes for job in jobs)
+        on_loop = self._compute.device.type == "cpu" and size <= _BRIEF_BYTES
+        return on_loop and self._seconds.get(_sort(jobs), inf) < _BRIEF_SECONDS
+
+    def _task(self, job: Job) -> Task[Job, Encoded]:
+        return Task(self._work, job, job.caller, _kind(job), job.batch.x.nbytes)
+
+    def _work(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
+        """One launch, of jobs of one kind; on whatever thread this is."""
+        begun = perf_counter()
+        try:
+            results: Sequence[Encoded | Exception] = self._together(jobs) if len(jobs) > 1 else [self._alone(jobs[0])]
+        except NormcoreError as error:
+            # One of several is wrong: each finds out for itself.
+            results = [error] if len(jobs) == 1 else [self._work([job])[0] for job in jobs]
+        if len(self._seconds) >= _REMEMBERED:
+            self._seconds.clear()
+        self._seconds[_sort(jobs)] = perf_counter() - begun
+        return results
+
+    def _alone(self, job: Job) -> Encoded:
+        """Into memory that this thread keeps, as new pages cost more than arithmetic; and out of it into a reply."""
+        out = job.out
+        if out is None and self._compute.device.type == "cpu":
+            out = engine.output_of(job.batch, self._kept.memory)
+        found = engine.normalize(job.plan, job.batch, self._compute.device, out)
+        if job.out is None:
+            return _encoded(job, found.y, found.batches)
+        return Encoded(codec.describe(job.reply, job.out), job.out.nbytes, found.batches)
+
+    def _together(self, jobs: Sequence[Job]) -> list[Encoded]:
+        batches = [job.batch for job in jobs]
+        found = engine.normalize_together(jobs[0].plan, batches, self._compute.device, self._kept.memory)
+        return [_encoded(job, y) for job, y in zip(jobs, found, strict=True)]
+
+
+def _groups(jobs: Sequence[Job]) -> list[list[int]]:
+    """Which jobs of one request go together; they are few enough for the event loop, or wait for company anyway."""
+    if len(jobs) == 1:
+        return [[0]]
+    groups: list[list[int]] = []
+    open_groups: dict[Hashable, tuple[list[int], int]] = {}
+    for index, job in enumerate(jobs):
+        kind, size = _kind(job), job.batch.x.nbytes
+        group, taken = open_groups.get(kind, ([], 0))
+        if kind is None or not group or taken + size > _BRIEF_BYTES or len(group) == MOST_TASKS:
+            group, taken = [], 0
+            groups.append(group)
+        group.append(index)
+        open_groups[kind] = group, taken + size
+    return groups
+
+
+def _kind(job: Job) -> Hashable | None:
+    if job.out is not None or job.batch.x.nbytes > _TOGETHER_BYTES:
+        return None
+    return engine.kind_of(job.plan, job.batch)
+
+
+def _sort(jobs: Sequence[Job]) -> Hashable:
+    """What takes about as long."""
+    plan, batch = jobs[0].plan, jobs[0].batch
+    shape, padded = batch.x.shape, batch.lengths is not None or batch.mask is not None
+    rows = sum(job.batch.x.shape[0] if shape else 1 for job in jobs).bit_length()
+    return type(plan.spec), plan.mode, plan.inverse, batch.x.dtype, rows, shape[1:], padded, len(jobs).bit_length()
+
+
+def _encoded(job: Job, y: Tensor, batches: Sequence[Moments] = ()) -> Encoded:
+    return Encoded(codec.encode_tensor(job.reply, y), y.nbytes, batches)
+
+
+def _told(result: Encoded | Exception, job: Job) -> Encoded | Exception:
+    """With the engine's errors in the contract's words."""
+    return from_engine(result, job.prefix) if isinstance(result, NormcoreError) else result

@@ -1,0 +1,155 @@
+"""What is wanted of a normalization, with the statistics it needs, becomes a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from normcore.errors import NormcoreError, NothingSeen
+from normcore.running import Estimate, Running
+from normserver import engine
+from normserver.compute import Compute
+from normserver.engine import Mode, Plan
+from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
+from normserver.normalizers import Normalizers
+from normserver.published import Published
+from normserver.records import Record, policy_of, start
+from normserver.validate import Wanted
+from normstats import specs
+
+# Plans that are remembered.
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A plan, and the version of the statistics in it: 0 without a normalizer."""
+
+    plan: Plan
+    version: int
+
+
+class _Target(NamedTuple):
+    """A spec, with the statistics that are wanted and their version; `source` is what it was found in."""
+
+    source: Record | specs.Spec
+    spec: specs.Spec
+    running: Running | None
+    version: int
+
+
+class Planner:
+    """Makes plans. The same is wanted of the same statistics again and again, and is then the same plan."""
+
+    def __init__(self, published: Published, normalizers: Normalizers, compute: Compute) -> None:
+        self._published = published
+        self._normalizers = normalizers
+        self._compute = compute
+        self._remembered: dict[tuple[object, Mode | None, bool], tuple[Record | specs.Spec, Resolved]] = {}
+
+    async def resolve(self, wanted: Wanted, *, style: Tensor | None = None) -> Resolved:
+        """Find the spec and the statistics that are wanted.
+
+        Raises:
+            NotFound: there is no such normalizer or snapshot.
+            FailedPrecondition: running statistics are wanted where there are none.
+            InvalidArgument: what is wanted does not go together.
+        """
+        if wanted.snapshot or wanted.style_normalizer or style is not None:
+            return await self._plan(wanted, await self._target(wanted), style)
+        target = wanted.target
+        source = await self._published.get(target) if isinstance(target, str) else target
+        key = target if isinstance(target, str) else id(target), wanted.mode, wanted.inverse
+        known = self._remembered.get(key)
+        if known is not None and known[0] is source:
+            return known[1]
+        resolved = await self._plan(wanted, _target_of(source), None)
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        self._remembered[key] = source, resolved
+        return resolved
+
+    async def _plan(self, wanted: Wanted, target: _Target, style: Tensor | None) -> Resolved:
+        _, spec, running, version = target
+        mode = _mode(wanted, spec, running)
+        if wanted.inverse and not (mode is Mode.EVAL and isinstance(spec, specs.RunningSpec)):
+            raise InvalidArgument(
+                "inverse",
+                f"is set; {type(spec).__name__} in {mode.name} mode uses the batch's own statistics, which the output "
+                "no longer holds: only EVAL of BatchNorm, Standardize and MinMax can be undone",
+            )
+        plan = Plan(
+            spec,
+            mode,
+            inverse=wanted.inverse,
+            estimate=_estimate(spec, running, mode),
+            style=await self._style(spec, wanted.style_normalizer, style),
+        )
+        return Resolved(plan, version)
+
+    async def _target(self, wanted: Wanted) -> _Target:
+        if not isinstance(wanted.target, str):
+            return _target_of(wanted.target)
+        record = await self._published.get(wanted.target)
+        if not wanted.snapshot:
+            return _target_of(record)
+        record.statistics()
+        snapshot = await self._normalizers.snapshot(record.name, wanted.snapshot)
+        return _Target(record, record.spec, snapshot.running, snapshot.version)
+
+    async def _style(self, spec: specs.Spec, name: str, style: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if not isinstance(spec, specs.AdaptiveInstanceNorm):
+            if name or style is not None:
+                raise InvalidArgument("style", f"is given; {type(spec).__name__} takes none")
+            return None
+        if style is not None:
+            return await self._compute.run(lambda: engine.style_of(spec, style.to(self._compute.device)))
+        if not name:
+            raise InvalidArgument("style", "is not given; AdaptiveInstanceNorm takes a tensor or a normalizer's name")
+        record = await self._published.get(name)
+        running_spec, running = record.statistics()
+        estimate = _estimate(running_spec, running, Mode.EVAL)
+        assert estimate is not None, "EVAL has an estimate or an error"
+        return estimate.mean, (estimate.var + spec.eps).sqrt()
+
+
+def _target_of(source: Record | specs.Spec) -> _Target:
+    if isinstance(source, Record):
+        return _Target(source, source.spec, source.running, source.version)
+    return _Target(source, source, start(source), 0)
+
+
+def _mode(wanted: Wanted, spec: specs.Spec, running: Running | None) -> Mode:
+    if not isinstance(spec, specs.RunningSpec):
+        if wanted.mode is Mode.TRAIN:
+            raise keeps_no_statistics(str(wanted.target))
+        return Mode.BATCH  # there is but one way: by each sample's own statistics
+    if wanted.mode is not None:
+        return wanted.mode
+    named = isinstance(wanted.target, str)
+    seeded = running is not None and bool(running.moments.count.any())
+    return Mode.EVAL if named or seeded else Mode.BATCH
+
+
+def _estimate(spec: specs.Spec, running: Running | None, mode: Mode) -> Estimate | None:
+    """The running statistics, where the mode looks at them."""
+    if not isinstance(spec, specs.RunningSpec) or running is None:
+        return None
+    renormalizes = isinstance(spec, specs.BatchNorm) and spec.renorm is not None and mode is Mode.TRAIN
+    if mode is not Mode.EVAL and not renormalizes:
+        return None
+    try:
+        return policy_of(spec).estimate(running)
+    except NormcoreError as error:
+        if renormalizes:
+            return None  # the very first batch has nothing to be corrected toward
+        if not isinstance(error, NothingSeen):
+            raise from_engine(error) from error
+        raise FailedPrecondition(
+            f"EVAL needs running statistics, and feature {error.feature} has seen nothing yet; contribute first, or "
+            "use BATCH mode",
+            field="mode",
+            reason="NOTHING_SEEN",
+        ) from error

@@ -1,0 +1,149 @@
+"""Memory that callers on this machine see too: tensors that lie there are normalized where they are.
+
+A region is a sealed memfd: no caller can shrink it under a kernel's hands, no name of a caller's is ever opened, and
+nothing is left behind whoever dies. Who knows its 16 random bytes may use it; it is lent for as long as the call that
+asked for it lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from normserver.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from normserver.lifetime import Lifetime
+from normserver.metrics import Metrics
+from normstats.v1 import normalization_service_pb2 as pb
+
+# Regions that one call may hold, and where tensors may begin in them.
+_MOST_REGIONS, _ALIGNED = 1024, 64
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Region:
+    name: bytes
+    descriptor: int
+    memory: mmap.mmap
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.memory)
+
+
+class SharedMemory:
+    """The regions of this process. A tensor keeps the memory that it lies in, even if the region is given back."""
+
+    def __init__(self, limit_bytes: int, lifetime: Lifetime, metrics: Metrics) -> None:
+        """`limit_bytes` bounds all regions together; 0 offers none."""
+        self._limit_bytes = limit_bytes
+        self._lifetime = lifetime
+        self._metrics = metrics
+        self._regions: dict[bytes, _Region] = {}
+        self._size_bytes = 0
+
+    async def lend(
+        self, requests: AsyncIterator[pb.ShareMemoryRequest], caller: str
+    ) -> AsyncIterator[pb.ShareMemoryResponse]:
+        """Give regions for as long as the caller asks, and take all back in the end.
+
+        Raises:
+            FailedPrecondition: none are offered, or not to callers by the network.
+            InvalidArgument, ResourceExhausted: a size is wrong, or too much.
+            Unavailable: the server stops.
+        """
+        if not self._limit_bytes:
+            raise FailedPrecondition("no memory is shared here; serve with --shared-memory", reason="NOT_OFFERED")
+        if not caller.startswith("unix:"):
+            raise FailedPrecondition("memory is shared over a unix socket alone", reason="NOT_OFFERED")
+        lent: dict[bytes, _Region] = {}
+        this = asyncio.current_task()
+        assert this is not None, "handlers are tasks"
+        try:
+            with self._lifetime.tells(this):
+                async for request in requests:
+                    region = self._give(request.allocate_bytes, len(lent))
+                    lent[region.name] = region
+                    yield _described(region)
+        except asyncio.CancelledError:
+            if self._lifetime.stopping:
+                raise Unavailable("the server is stopping; ask another for memory", reason="STOPPING") from None
+            raise
+        finally:
+            for region in lent.values():
+                self._take_back(region)
+
+    def tensor(self, place: pb.Place, dtype: torch.dtype, shape: tuple[int, ...], field: str) -> Tensor:
+        """The tensor of checked dtype and shape at a place.
+
+        Raises:
+            NotFound: there is no such region.
+            InvalidArgument: it does not lie in the region, or not at a multiple of 64 bytes.
+        """
+        region = self._regions.get(place.region)
+        if region is None:
+            raise NotFound(f"{field}.region is none that this server lends; ask it for memory", reason="NO_SUCH_REGION")
+        count, offset = prod(shape), place.offset_bytes
+        if offset < 0 or offset % _ALIGNED:
+            raise InvalidArgument(f"{field}.offset_bytes", f"is {offset}; expected a multiple of {_ALIGNED}")
+        if offset + count * dtype.itemsize > region.size_bytes:
+            raise InvalidArgument(
+                f"{field}.offset_bytes",
+                f"is {offset}; a tensor of {count * dtype.itemsize} bytes there goes beyond the region's end at "
+                f"{region.size_bytes}",
+            )
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(region.memory, dtype=dtype, count=count, offset=offset).reshape(shape)
+
+    def _give(self, size_bytes: int, held: int) -> _Region:
+        if size_bytes <= 0:
+            raise InvalidArgument("allocate_bytes", f"is {size_bytes}; expected at least 1")
+        size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if self._size_bytes + size_bytes > self._limit_bytes or held == _MOST_REGIONS:
+            raise ResourceExhausted(
+                f"{size_bytes} bytes would be more than --shared-memory-bytes {self._limit_bytes}, of which "
+                f"{self._size_bytes} are lent already, or this call holds {_MOST_REGIONS} regions",
+                reason="SHARED_MEMORY_LIMIT",
+            )
+        descriptor = os.memfd_create("normstats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            region = _Region(secrets.token_bytes(16), descriptor, mmap.mmap(descriptor, size_bytes))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._regions[region.name] = region
+        self._count(size_bytes)
+        return region
+
+    def _take_back(self, region: _Region) -> None:
+        del self._regions[region.name]
+        os.close(region.descriptor)
+        self._count(-region.size_bytes)
+
+    def _count(self, more_bytes: int) -> None:
+        self._size_bytes += more_bytes
+        self._metrics.shared_bytes.set(self._size_bytes)
+
+
+def _described(region: _Region) -> pb.ShareMemoryResponse:
+    found = os.fstat(region.descriptor)
+    return pb.ShareMemoryResponse(
+        region=region.name,
+        size_bytes=region.size_bytes,
+        process_id=os.getpid(),
+        descriptor=region.descriptor,
+        device=found.st_dev,
+        inode=found.st_ino,
+    )
