@@ -1,11 +1,14 @@
 """The limit of a wire: a grpc.aio server that sends back the bytes it gets. Prints its port.
 
+Its address may be given; by default it is a free port of 127.0.0.1.
+
 What it holds is settled as the server's own memory is, so that what is compared is the work.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -28,7 +31,7 @@ async def stream(requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator
         yield request
 
 
-async def serve() -> None:
+async def serve(address: str) -> None:
     """Until killed."""
     server = grpc.aio.server(options=UNLIMITED)
     handlers = {
@@ -36,7 +39,7 @@ async def serve() -> None:
         "Stream": grpc.stream_stream_rpc_method_handler(stream),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
     print(port, flush=True)
     await server.wait_for_termination()
@@ -45,4 +48,4 @@ async def serve() -> None:
 if __name__ == "__main__":
     process.keep_memory()
     process.settle()
-    asyncio.run(serve())
+    asyncio.run(serve(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0"))

@@ -9,18 +9,19 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent.parent / ".venvs"
 
 
-def python_with(name: str, *packages: str) -> Path:
-    """The interpreter of a virtual environment that has these packages.
+def python_with(name: str, *packages: str, interpreter: str = sys.executable) -> Path:
+    """The interpreter of a virtual environment that has these packages, made by the one given.
 
     Raises:
         subprocess.CalledProcessError: they cannot be installed.
+        FileNotFoundError: there is no such interpreter.
     """
     folder = FOLDER / name
     python, done = folder / "bin" / "python", folder / ".installed"
     wanted = " ".join(packages)
     if not done.exists() or done.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        quiet = ["--quiet", "--disable-pip-version-check"]
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
+        quiet = ["--quiet", "--quiet", "--disable-pip-version-check"]
         subprocess.run([python, "-m", "pip", "install", *quiet, *packages], check=True)
         done.write_text(wanted)
     return python

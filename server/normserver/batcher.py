@@ -11,7 +11,7 @@ from time import perf_counter
 from torch import Tensor
 
 from normcore.errors import NormcoreError
-from normcore.moments import Moments
+from normcore.kernels.base import output_dtype
 from normcore.stack import MomentsStack
 from normserver import codec, engine, futures
 from normserver.codec import Encoded, Reply
@@ -59,10 +59,31 @@ class Batcher:
             ResourceExhausted: too much is waiting already.
             ServiceError: what the engine found wrong with the values.
         """
-        (result,) = await self.run_all([job])
+        if not self._is_brief((job,)):
+            return await self.ended(job, self.begin(job))
+        result = _told(self._compute.timed(lambda: self._work((job,)))[0], job)
         if isinstance(result, Exception):
             raise result
         return result
+
+    def begin(self, job: Job) -> asyncio.Future[Encoded]:
+        """Queue a batch; `ended` waits for it.
+
+        Raises:
+            ResourceExhausted: too much is waiting already.
+        """
+        return self._compute.submit(Task(self._work, job, job.caller, _kind(job), job.batch.x.nbytes))
+
+    async def ended(self, job: Job, begun: asyncio.Future[Encoded]) -> Encoded:
+        """What became of it.
+
+        Raises:
+            ServiceError: what the engine found wrong with the values.
+        """
+        try:
+            return await begun
+        except NormcoreError as error:
+            raise from_engine(error, job.prefix) from error
 
     async def run_all(self, jobs: Sequence[Job]) -> list[Encoded | Exception]:
         """Normalize batches; what became of each, in their order."""
@@ -75,7 +96,7 @@ class Batcher:
                 continue
             for index in group:
                 try:
-                    waiting[index] = self._compute.submit(self._task(jobs[index]))
+                    waiting[index] = self.begin(jobs[index])
                 except ServiceError as error:
                     results[index] = error
         if waiting:
@@ -101,9 +122,6 @@ class Batcher:
         on_loop = self._compute.device.type == "cpu" and size <= _BRIEF_BYTES
         return on_loop and self._seconds.get(_sort(jobs), inf) < _BRIEF_SECONDS
 
-    def _task(self, job: Job) -> Task[Job, Encoded]:
-        return Task(self._work, job, job.caller, _kind(job), job.batch.x.nbytes)
-
     def _work(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
         """One launch, of jobs of one kind; on whatever thread this is."""
         begun = perf_counter()
@@ -118,19 +136,22 @@ class Batcher:
         return results
 
     def _alone(self, job: Job) -> Encoded:
-        """Into memory that this thread keeps, as new pages cost more than arithmetic; and out of it into a reply."""
-        out = job.out
-        if out is None and self._compute.device.type == "cpu":
-            out = engine.output_of(job.batch, self._kept.memory)
+        """Into the very bytes that are sent, or, if `out` is given, there."""
+        if self._compute.device.type != "cpu" and job.out is None:
+            found = engine.normalize(job.plan, job.batch, self._compute.device)
+            return Encoded(codec.encode_tensor(job.reply, found.y), found.y.nbytes, found.batches)
+        x = job.batch.x
+        if job.out is not None:
+            sent, out = codec.describe(job.reply, job.out), job.out
+        else:
+            sent, out = codec.room(job.reply, output_dtype(x), tuple(x.shape))
         found = engine.normalize(job.plan, job.batch, self._compute.device, out)
-        if job.out is None:
-            return _encoded(job, found.y, found.batches)
-        return Encoded(codec.describe(job.reply, job.out), job.out.nbytes, found.batches)
+        return Encoded(sent, out.nbytes, found.batches)
 
     def _together(self, jobs: Sequence[Job]) -> list[Encoded]:
         batches = [job.batch for job in jobs]
         found = engine.normalize_together(jobs[0].plan, batches, self._compute.device, self._kept.memory)
-        return [_encoded(job, y) for job, y in zip(jobs, found, strict=True)]
+        return [Encoded(codec.encode_tensor(job.reply, y), y.nbytes) for job, y in zip(jobs, found, strict=True)]
 
 
 def _groups(jobs: Sequence[Job]) -> list[list[int]]:
@@ -162,10 +183,6 @@ def _sort(jobs: Sequence[Job]) -> Hashable:
     shape, padded = batch.x.shape, batch.lengths is not None or batch.mask is not None
     rows = sum(job.batch.x.shape[0] if shape else 1 for job in jobs).bit_length()
     return type(plan.spec), plan.mode, plan.inverse, batch.x.dtype, rows, shape[1:], padded, len(jobs).bit_length()
-
-
-def _encoded(job: Job, y: Tensor, batches: Sequence[Moments] = ()) -> Encoded:
-    return Encoded(codec.encode_tensor(job.reply, y), y.nbytes, batches)
 
 
 def _told(result: Encoded | Exception, job: Job) -> Encoded | Exception:

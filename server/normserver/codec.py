@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,9 @@ from normstats.wire.dtypes import BY_NAME, ElementType
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 NO_TIME = 0.0
+
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 
 
 class Reply(NamedTuple):
@@ -248,6 +253,20 @@ def _header(reply: Reply, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
 def describe(reply: Reply, values: Tensor) -> bytes:
     """A reply with a tensor's description, whose bytes go another way."""
     return _header(reply, values.dtype, tuple(values.shape))
+
+
+def room(reply: Reply, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[bytes, Tensor]:
+    """A reply as it is sent, and the tensor in it, which is still to be written.
+
+    Nobody else has the bytes yet, so they may be: see PyBytes_FromStringAndSize in Python's C API.
+    """
+    size = prod(shape) * dtype.itemsize
+    header = carried.before(_header(reply, dtype, shape), size)
+    if not size:
+        return header, torch.empty(shape, dtype=dtype)
+    sent: bytes = _new_bytes(None, len(header) + size)
+    torch.frombuffer(sent, dtype=torch.uint8, count=len(header)).copy_(torch.frombuffer(header, dtype=torch.uint8))
+    return sent, torch.frombuffer(sent, dtype=dtype, offset=len(header)).reshape(shape)
 
 
 def encode_tensor(reply: Reply, values: Tensor) -> bytes:

@@ -74,12 +74,6 @@ class Normalized:
     batches: Sequence[Moments] = ()
 
 
-def output_of(batch: Batch, memory: Callable[[int], Tensor]) -> Tensor:
-    """A tensor for a batch's output in memory of so many bytes, uint8."""
-    dtype = output_dtype(batch.x)
-    return _tensor_in(memory(batch.x.numel() * dtype.itemsize), dtype, batch.x.shape)
-
-
 def normalize(plan: Plan, batch: Batch, device: torch.device, out: Tensor | None = None) -> Normalized:
     """Normalize a batch, into `out`, which lies on the CPU, if it is given.
 

@@ -122,7 +122,7 @@ class Normalizing:
         plan = validate.chunked(resolved.plan, opening)
         reply = replies.normalized_chunk(plan.mode, resolved.version)
         room = asyncio.Semaphore(_CHUNKS_UNDER_WAY)
-        under_way: asyncio.Queue[asyncio.Task[Encoded] | None] = asyncio.Queue()
+        under_way: asyncio.Queue[tuple[Job, asyncio.Future[Encoded]] | None] = asyncio.Queue()
 
         async def read() -> None:
             row_shape: tuple[int, ...] | None = None
@@ -135,21 +135,21 @@ class Normalizing:
                     self._metrics.received_bytes.inc(len(frame.data))
                     await room.acquire()
                     job = Job(plan, batch, reply, caller, "chunk.")
-                    under_way.put_nowait(asyncio.create_task(self._batcher.run(job)))
+                    under_way.put_nowait((job, self._batcher.begin(job)))
             finally:
                 under_way.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (chunk := await under_way.get()) is not None:
-                yield self._sent(await chunk)
+                yield self._sent(await self._batcher.ended(*chunk))
                 room.release()
             await reader
         finally:
-            left: list[asyncio.Task[Any]] = [reader]
+            left: list[asyncio.Future[Any]] = [reader]
             while not under_way.empty():
                 if (chunk := under_way.get_nowait()) is not None:
-                    left.append(chunk)
-            for task in left:
-                task.cancel()
+                    left.append(chunk[1])
+            for future in left:
+                future.cancel()
             await asyncio.gather(*left, return_exceptions=True)

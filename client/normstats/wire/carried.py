@@ -46,6 +46,11 @@ def join(header: bytes, data: Data) -> bytes:
     return b"".join((header, _prefix(size), data)) if size else header
 
 
+def before(header: bytes, size: int) -> bytes:
+    """What precedes so many bytes of data in a message whose other fields are serialized already."""
+    return header + _prefix(size) if size else header
+
+
 def serialize_many(messages: Sequence[bytes], number: int = 1) -> bytes:
     """The bytes of a message that has a repeated field of this number, and nothing else, of its serialized items."""
     tag = number << 3 | 2
