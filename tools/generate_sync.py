@@ -3,7 +3,7 @@
     python tools/generate_sync.py            write client/normstats/sync
     python tools/generate_sync.py --check    write nothing; exit 1 if what is committed differs
 
-What really differs is written by hand, twice: aio/concurrency.py and sync/concurrency.py.
+What really differs is written by hand, twice: concurrency.py and session.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent / "client" / "normstats"
-BY_HAND = {"concurrency.py"}
+BY_HAND = {"concurrency.py", "session.py"}
 HEADER = "# Generated from normstats/aio/{name} by tools/generate_sync.py: do not edit.\n"
 
 REPLACEMENTS = (

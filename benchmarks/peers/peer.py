@@ -10,9 +10,10 @@ from typing import NamedTuple
 from benchmarks.peers.driver import Driver
 from benchmarks.peers.servers import Tree
 
-OURS, TRITON, MLSERVER, MLSERVER_BYTES = "normstats", "Triton", "MLServer", "MLServer, bytes"
+OURS, TRITON, TRITON_TUNED = "normstats", "Triton", "Triton, tuned"
+MLSERVER, MLSERVER_BYTES = "MLServer", "MLServer, bytes"
 FLIGHT, ECHO, KERNEL = "Flight echo", "our echo", "kernel alone"
-NAMES = (OURS, TRITON, MLSERVER, MLSERVER_BYTES, FLIGHT, ECHO, KERNEL)
+NAMES = (OURS, TRITON, TRITON_TUNED, MLSERVER, MLSERVER_BYTES, FLIGHT, ECHO, KERNEL)
 GRPC, SHARED_MEMORY = "gRPC", "shared memory"
 
 

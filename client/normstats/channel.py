@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from normstats import sessions
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import carried
@@ -31,6 +32,11 @@ class Stub(NormalizationServiceStub):
             f"/{SERVICE}/NormalizeMany",
             request_serializer=carried.serialize_requests,
             response_deserializer=pb.NormalizeManyResponse.FromString,
+        )
+        self.NormalizeManyStream: Any = channel.stream_stream(
+            f"/{SERVICE}/NormalizeManyStream",
+            request_serializer=sessions.serialize,
+            response_deserializer=sessions.deserialize,
         )
         self.NormalizeStream: Any = channel.stream_stream(
             f"/{SERVICE}/NormalizeStream",

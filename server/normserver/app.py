@@ -34,6 +34,7 @@ from normserver.published import Published
 from normserver.rounds.groups import Groups
 from normserver.rounds.ownership import Leases
 from normserver.service import NormalizationService
+from normserver.sessions import Sessions
 from normserver.shared_memory import SharedMemory
 from normserver.store.base import Store, StoreError, Transaction
 from normserver.store.sqlite import SqliteStore
@@ -183,7 +184,10 @@ class App:
         memory = SharedMemory(lent_bytes, self._lifetime, self.metrics)
         normalizing = Normalizing(planner, batcher, contributing, memory, self.metrics)
         self._groups = Groups(self._committer, self._published, self._compute, self._lifetime, self.metrics)
-        service = NormalizationService(self._published, normalizers, normalizing, contributing, self._groups, memory)
+        sessions = Sessions(normalizing, self._lifetime)
+        service = NormalizationService(
+            self._published, normalizers, normalizing, contributing, self._groups, memory, sessions
+        )
         server = grpc.aio.server(interceptors=(Edge(self.metrics),), options=_options(self._settings))
         pb_grpc.add_NormalizationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

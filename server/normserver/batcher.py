@@ -61,10 +61,18 @@ class Batcher:
         """
         if not self._is_brief((job,)):
             return await self.ended(job, self.begin(job))
-        result = _told(self._compute.timed(lambda: self._work((job,)))[0], job)
+        result = _told(self._now((job,))[0], job)
         if isinstance(result, Exception):
             raise result
         return result
+
+    def at_once(self, jobs: Sequence[Job]) -> list[Encoded | Exception] | None:
+        """Normalize batches here and now; what became of each, in their order. None if that would take long."""
+        groups = [[jobs[index] for index in group] for group in _groups(jobs)]
+        if not all(self._is_brief(group) for group in groups):
+            return None
+        ended = {id(job): result for group in groups for job, result in zip(group, self._now(group), strict=True)}
+        return [_told(ended[id(job)], job) for job in jobs]
 
     def begin(self, job: Job) -> asyncio.Future[Encoded]:
         """Queue a batch; `ended` waits for it.
@@ -92,7 +100,7 @@ class Batcher:
         for group in _groups(jobs):
             some = [jobs[index] for index in group]
             if self._is_brief(some):
-                results.update(zip(group, self._compute.timed(lambda: self._work(some)), strict=True))  # noqa: B023
+                results.update(zip(group, self._now(some), strict=True))
                 continue
             for index in group:
                 try:
@@ -115,6 +123,9 @@ class Batcher:
         stack = MomentsStack.of(taken) if taken else MomentsStack.empty(spec.num_features)
         codec.check_mergeable(stack, [f"{prefix}input"] * len(stack))
         return stack
+
+    def _now(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
+        return self._compute.timed(lambda: self._work(jobs))
 
     def _is_brief(self, jobs: Sequence[Job]) -> bool:
         """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled."""
@@ -156,8 +167,8 @@ class Batcher:
 
 def _groups(jobs: Sequence[Job]) -> list[list[int]]:
     """Which jobs of one request go together; they are few enough for the event loop, or wait for company anyway."""
-    if len(jobs) == 1:
-        return [[0]]
+    if len(jobs) <= 1:
+        return [[0]] if jobs else []
     groups: list[list[int]] = []
     open_groups: dict[Hashable, tuple[list[int], int]] = {}
     for index, job in enumerate(jobs):

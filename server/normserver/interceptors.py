@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, contextmanager
+from inspect import iscoroutinefunction
 from typing import Any, TypeAlias
 
 import grpc
@@ -35,6 +36,8 @@ class Edge(ServerInterceptor):
         if handler is None:
             return handler
         method = str(handler_call_details.method).rpartition("/")[2]
+        if iscoroutinefunction(handler.stream_stream):
+            return self._writing(method, handler)
         if handler.response_streaming:
             return self._streaming(method, handler)
         return self._unary(method, handler)
@@ -71,6 +74,18 @@ class Edge(ServerInterceptor):
         )
         return make(call, *_codecs(method, handler))
 
+    def _writing(self, method: str, handler: Any) -> Handler:
+        """A stream whose handler writes to its context, as its answers come in no order."""
+
+        async def call(requests: Any, context: ServicerContext[Any, Any]) -> None:
+            with self._metrics.streams.labels(method).track_inprogress(), self._observed(method) as observed:
+                try:
+                    await handler.stream_stream(requests, context)
+                except Exception as error:
+                    await _abort(context, observed, method, error)
+
+        return grpc.stream_stream_rpc_method_handler(call, *_codecs(method, handler))
+
     def _observed(self, method: str) -> AbstractContextManager[_Observed]:
         return _observe(self._metrics, method)
 
@@ -79,6 +94,7 @@ class Edge(ServerInterceptor):
 _CARRIED = {
     "Normalize": carried.deserializer(pb.NormalizeRequest),
     "NormalizeMany": carried.deserializer_of_many(pb.NormalizeManyRequest),
+    "NormalizeManyStream": carried.deserializer_of_many(pb.NormalizeManyStreamRequest),
     "NormalizeStream": carried.deserializer(pb.NormalizeStreamRequest),
 }
 

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from normserver import futures, replies, validate
 from normserver.batcher import Batcher, Job
 from normserver.codec import Encoded
 from normserver.contributing import Contributing
-from normserver.engine import Mode
+from normserver.engine import Batch, Mode
 from normserver.errors import InvalidArgument, ServiceError
 from normserver.metrics import Metrics
-from normserver.planner import Planner
+from normserver.planner import Planner, Resolved
 from normserver.shared_memory import SharedMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire.carried import Carried
@@ -22,8 +24,18 @@ from normstats.wire.carried import Carried
 _CHUNKS_UNDER_WAY = 3
 
 
+class _Parts(NamedTuple):
+    """What a request says, checked; `contributes` in TRAIN mode: to what, by which producer, as its how-manieth."""
+
+    wanted: validate.Wanted
+    batch: Batch
+    out: Tensor | None
+    style: Tensor | None
+    contributes: tuple[str, bytes, int] | None
+
+
 class _Asked(NamedTuple):
-    """A job, and in TRAIN mode what its batch is contributed to, by which producer, as its how-manieth."""
+    """A job, and what its batch is contributed to."""
 
     job: Job
     contributes: tuple[str, bytes, int] | None
@@ -47,10 +59,37 @@ class Normalizing:
         Raises:
             ServiceError: something in the request is wrong, or cannot be done now.
         """
-        asked = await self._asked(request, caller)
+        parts = self._parts(request)
+        asked = self._asked(parts, await self._planner.resolve(parts.wanted, style=parts.style), caller)
         result = await self._batcher.run(asked.job)
         sent = self._sent(result)
         return sent if asked.contributes is None else await self._contributed(asked.contributes, result)
+
+    def at_once(
+        self, requests: Sequence[Carried[pb.NormalizeRequest]], caller: str
+    ) -> Sequence[bytes | Exception] | None:
+        """As `several`, here and now; None if that would take long, or has to wait for something.
+
+        Raises:
+            InvalidArgument: they are too many.
+        """
+        _check_number(requests)
+        taken: list[Job | ServiceError] = []
+        for request in requests:
+            try:
+                parts = self._parts(request)
+            except ServiceError as error:
+                taken.append(error)
+                continue
+            resolved = None if parts.contributes else self._planner.at_hand(parts.wanted)
+            if resolved is None or parts.style is not None:
+                return None
+            taken.append(self._asked(parts, resolved, caller).job)
+        results = self._batcher.at_once([item for item in taken if isinstance(item, Job)])
+        if results is None:
+            return None
+        ended = iter(results)
+        return [self._told(item if isinstance(item, ServiceError) else next(ended)) for item in taken]
 
     async def several(self, requests: Sequence[Carried[pb.NormalizeRequest]], caller: str) -> list[bytes | Exception]:
         """Normalize tensors, each for itself; what became of each, in their order.
@@ -58,12 +97,13 @@ class Normalizing:
         Raises:
             InvalidArgument: they are too many.
         """
-        if len(requests) > validate.MAX_TENSORS:
-            raise InvalidArgument("requests", f"has {len(requests)} items; expected at most {validate.MAX_TENSORS}")
+        _check_number(requests)
         taken: list[_Asked | ServiceError] = []
         for request in requests:
             try:
-                taken.append(await self._asked(request, caller))
+                parts = self._parts(request)
+                resolved = await self._planner.resolve(parts.wanted, style=parts.style)
+                taken.append(self._asked(parts, resolved, caller))
             except ServiceError as error:
                 taken.append(error)
         results = iter(await self._batcher.run_all([item.job for item in taken if isinstance(item, _Asked)]))
@@ -71,29 +111,30 @@ class Normalizing:
         contributing: dict[int, Awaitable[bytes]] = {}
         for index, item in enumerate(taken):
             result = item if isinstance(item, ServiceError) else next(results)
-            if isinstance(result, Exception):
-                ended.append(result)
-                continue
-            ended.append(self._sent(result))
-            if isinstance(item, _Asked) and item.contributes is not None:
+            ended.append(self._told(result))
+            if isinstance(item, _Asked) and item.contributes is not None and isinstance(result, Encoded):
                 contributing[index] = self._contributed(item.contributes, result)
         trained = await futures.ended(contributing.values())
         for index, outcome in zip(contributing, trained, strict=True):
             ended[index] = outcome
         return ended
 
-    async def _asked(self, request: Carried[pb.NormalizeRequest], caller: str) -> _Asked:
+    def _parts(self, request: Carried[pb.NormalizeRequest]) -> _Parts:
         message = request.message
         wanted = validate.wanted(message)
         batch = validate.input_of(message, request.data, self._memory)
         out = validate.output_of(message, batch.x, self._memory)
-        style = validate.style_of(message)
         producer = validate.producer_of(message) if wanted.mode is Mode.TRAIN else None
-        resolved = await self._planner.resolve(wanted, style=style)
-        self._metrics.received_bytes.inc(batch.x.nbytes)
-        reply = replies.normalized(resolved.plan.mode, 0 if producer else resolved.version)
         contributes = None if producer is None else (message.normalizer, *producer)
-        return _Asked(Job(resolved.plan, batch, reply, caller, out=out), contributes)
+        return _Parts(wanted, batch, out, validate.style_of(message), contributes)
+
+    def _asked(self, parts: _Parts, resolved: Resolved, caller: str) -> _Asked:
+        self._metrics.received_bytes.inc(parts.batch.x.nbytes)
+        reply = replies.normalized(resolved.plan.mode, 0 if parts.contributes else resolved.version)
+        return _Asked(Job(resolved.plan, parts.batch, reply, caller, out=parts.out), parts.contributes)
+
+    def _told(self, result: Encoded | Exception) -> bytes | Exception:
+        return result if isinstance(result, Exception) else self._sent(result)
 
     def _sent(self, result: Encoded) -> bytes:
         self._metrics.sent_bytes.inc(result.size_bytes)
@@ -153,3 +194,8 @@ class Normalizing:
             for future in left:
                 future.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+
+
+def _check_number(requests: Sequence[Carried[pb.NormalizeRequest]]) -> None:
+    if len(requests) > validate.MAX_TENSORS:
+        raise InvalidArgument("requests", f"has {len(requests)} items; expected at most {validate.MAX_TENSORS}")

@@ -19,8 +19,8 @@ from normserver.records import Record, policy_of, start
 from normserver.validate import Wanted
 from normstats import specs
 
-# Plans that are remembered.
-_REMEMBERED = 1024
+# Plans that are remembered, with their statistics.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +57,25 @@ class Planner:
             FailedPrecondition: running statistics are wanted where there are none.
             InvalidArgument: what is wanted does not go together.
         """
-        if wanted.snapshot or wanted.style_normalizer or style is not None:
+        if _is_particular(wanted) or style is not None:
             return await self._plan(wanted, await self._target(wanted), style)
-        target = wanted.target
-        source = await self._published.get(target) if isinstance(target, str) else target
-        key = target if isinstance(target, str) else id(target), wanted.mode, wanted.inverse
-        known = self._remembered.get(key)
-        if known is not None and known[0] is source:
-            return known[1]
-        resolved = await self._plan(wanted, _target_of(source), None)
+        if (known := self.at_hand(wanted)) is not None:
+            return known
+        target = await self._target(wanted)
+        resolved = await self._plan(wanted, target, None)
         if len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
-        self._remembered[key] = source, resolved
+        self._remembered[_key(wanted)] = target.source, resolved
         return resolved
+
+    def at_hand(self, wanted: Wanted) -> Resolved | None:
+        """The plan for what is wanted, if it was made before of the same spec and statistics."""
+        if _is_particular(wanted):
+            return None
+        source, resolved = self._remembered.get(_key(wanted), (None, None))
+        target = wanted.target
+        now = self._published.peek(target) if isinstance(target, str) else target
+        return resolved if now is not None and now is source else None
 
     async def _plan(self, wanted: Wanted, target: _Target, style: Tensor | None) -> Resolved:
         _, spec, running, version = target
@@ -113,6 +119,16 @@ class Planner:
         estimate = _estimate(running_spec, running, Mode.EVAL)
         assert estimate is not None, "EVAL has an estimate or an error"
         return estimate.mean, (estimate.var + spec.eps).sqrt()
+
+
+def _is_particular(wanted: Wanted) -> bool:
+    """Whether it takes more than a target and a mode."""
+    return bool(wanted.snapshot or wanted.style_normalizer)
+
+
+def _key(wanted: Wanted) -> tuple[object, Mode | None, bool]:
+    target = wanted.target
+    return target if isinstance(target, str) else id(target), wanted.mode, wanted.inverse
 
 
 def _target_of(source: Record | specs.Spec) -> _Target:

@@ -48,14 +48,18 @@ class Published:
             NotFound: there is none of that name.
             Unavailable: it is not at hand, and the store is down.
         """
-        entry = self._entries.get(name)
-        if entry is not None and entry.read_at + self._max_age > self._now():
-            return entry.record
+        if (record := self.peek(name)) is not None:
+            return record
         if name not in self._wanted:
             self._wanted[name] = asyncio.get_running_loop().create_future()
             if self._loader is None:
                 self._loader = asyncio.create_task(self._load(), name="loader")
         return await asyncio.shield(self._wanted[name])
+
+    def peek(self, name: str) -> Record | None:
+        """The same, if it is at hand."""
+        entry = self._entries.get(name)
+        return entry.record if entry is not None and entry.read_at + self._max_age > self._now() else None
 
     def at_hand(self, names: Iterable[str]) -> dict[str, Record]:
         """Those of some normalizers that are in memory, however old."""

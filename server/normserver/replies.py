@@ -19,9 +19,9 @@ from normstats.v1 import resources_pb2
 from normstats.wire import carried
 from normstats.wire import spec as spec_wire
 
-# Numbers of the fields of NormalizeManyResponse.Result.
-_RESPONSE = pb.NormalizeManyResponse.Result.RESPONSE_FIELD_NUMBER
-_STATUS = pb.NormalizeManyResponse.Result.STATUS_FIELD_NUMBER
+# Numbers of the fields of NormalizeResult.
+_RESPONSE = pb.NormalizeResult.RESPONSE_FIELD_NUMBER
+_STATUS = pb.NormalizeResult.STATUS_FIELD_NUMBER
 
 MODES = {Mode.EVAL: pb.MODE_EVAL, Mode.BATCH: pb.MODE_BATCH, Mode.TRAIN: pb.MODE_TRAIN}
 
@@ -102,16 +102,15 @@ def normalized_chunk(mode: Mode, version: int) -> Reply:
     return Reply(pb.NormalizeStreamResponse, MODES[mode], version)
 
 
-def normalized_many(ended: Sequence[bytes | Exception]) -> bytes:
-    """What became of each of several tensors: what Normalize would send, or its status."""
-    return carried.serialize_many(
-        [
-            carried.serialize_many([status.told(end, "NormalizeMany").SerializeToString()], _STATUS)
-            if isinstance(end, Exception)
-            else carried.serialize_many([end], _RESPONSE)
-            for end in ended
-        ]
-    )
+def normalized_many(ended: Sequence[bytes | Exception], method: str, number: int = 0) -> bytes:
+    """What became of each of several tensors: what Normalize would send, or its status. `number`: the message's."""
+    results = [
+        carried.serialize_many([status.told(end, method).SerializeToString()], _STATUS)
+        if isinstance(end, Exception)
+        else carried.serialize_many([end], _RESPONSE)
+        for end in ended
+    ]
+    return carried.serialize_many(results, number=number)
 
 
 def trained(result: Encoded, outcome: Outcome) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 from grpc.aio import ServicerContext
@@ -14,11 +14,12 @@ from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
 from normserver.published import Published
 from normserver.rounds.groups import Groups
+from normserver.sessions import Sessions
 from normserver.shared_memory import SharedMemory
 from normserver.streams import acknowledgements
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
-from normstats.wire.carried import Carried
+from normstats.wire.carried import Carried, ManyCarried
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
@@ -34,6 +35,7 @@ class NormalizationService(NormalizationServiceServicer):
         contributing: Contributing,
         groups: Groups,
         memory: SharedMemory,
+        sessions: Sessions,
     ) -> None:
         self._published = published
         self._normalizers = normalizers
@@ -41,16 +43,25 @@ class NormalizationService(NormalizationServiceServicer):
         self._contributing = contributing
         self._groups = groups
         self._memory = memory
+        self._sessions = sessions
 
     async def Normalize(self, request: Carried[pb.NormalizeRequest], context: Context) -> Any:  # type: ignore[override]
         """One tensor."""
         return await self._normalizing.one(request, context.peer())
 
     async def NormalizeMany(  # type: ignore[override]
-        self, request: Sequence[Carried[pb.NormalizeRequest]], context: Context
+        self, request: ManyCarried, context: Context
     ) -> Any:
         """Several tensors."""
-        return replies.normalized_many(await self._normalizing.several(request, context.peer()))
+        return replies.normalized_many(
+            await self._normalizing.several(request.requests, context.peer()), "NormalizeMany"
+        )
+
+    async def NormalizeManyStream(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[ManyCarried], context: Context
+    ) -> None:
+        """Several tensors, again and again."""
+        await self._sessions.serve(request_iterator, context.peer(), context.write)
 
     async def NormalizeStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[Carried[pb.NormalizeStreamRequest]], context: Context

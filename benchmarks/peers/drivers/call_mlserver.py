@@ -37,15 +37,15 @@ def array_of(reply, datatype):
 
 
 def by_thread(stub, size, datatype):
-    request = request_of(workload.payload(size), datatype)
-    return lambda: array_of(stub.ModelInfer(request), datatype)
+    x = workload.payload(size)
+    return lambda: array_of(stub.ModelInfer(request_of(x, datatype)), datatype)
 
 
 def by_task(stub, size, datatype):
-    request = request_of(workload.payload(size), datatype)
+    x = workload.payload(size)
 
     async def call():
-        return array_of(await stub.ModelInfer(request), datatype)
+        return array_of(await stub.ModelInfer(request_of(x, datatype)), datatype)
 
     return call
 

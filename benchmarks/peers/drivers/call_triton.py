@@ -21,24 +21,23 @@ MODEL = "layer"
 SMALL_BYTES = 1 << 20
 
 
-def tensor(size):
-    """The input, its bytes already made."""
-    x = workload.payload(size)
-    made = blocking.InferInput("x", list(x.shape), "FP32")
-    made.set_data_from_numpy(x)
-    return [made]
+def inputs_of(x):
+    """An array as the client takes it."""
+    given = blocking.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    return [given]
 
 
 def by_thread(client, size):
-    inputs = tensor(size)
-    return lambda: client.infer(MODEL, inputs).as_numpy("y")
+    x = workload.payload(size)
+    return lambda: client.infer(MODEL, inputs_of(x)).as_numpy("y")
 
 
 def by_task(client, size):
-    inputs = tensor(size)
+    x = workload.payload(size)
 
     async def call():
-        return (await client.infer(MODEL, inputs)).as_numpy("y")
+        return (await client.infer(MODEL, inputs_of(x))).as_numpy("y")
 
     return call
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import grpc
 
-from normstats import chunking, specs
+from normstats import chunking, sessions, specs
 from normstats.aio import concurrency
+from normstats.aio.session import AsyncSession
 from normstats.aio.shared_memory import AsyncSharedMemory
 from normstats.backoff import Backoff
 from normstats.channel import Option, Stub
-from normstats.errors import connection_broke, from_grpc, from_status
+from normstats.errors import NormstatsError, connection_broke, from_grpc
 from normstats.producer import Producer
+from normstats.sessions import Reply, Request
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
-from normstats.wire.carried import Carried
 
 
 class AsyncConnection:
@@ -35,7 +36,7 @@ class AsyncConnection:
         self.producer = Producer()
         self._specs: dict[str, specs.Spec] = {}
         self.memory = AsyncSharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
-        self._gathering = concurrency.Gathering(self._normalize, self.normalize_many, chunking.TENSORS_AT_ONCE)
+        self._session = AsyncSession(lambda: self.stub.NormalizeManyStream, self._alone)
 
     @property
     def stub(self) -> Any:
@@ -76,32 +77,29 @@ class AsyncConnection:
                     raise from_grpc(error) from error
                 await concurrency.sleep(wait)
 
-    async def normalize(self, request: Carried[pb.NormalizeRequest], timeout: float | None) -> Carried[Any]:
-        """Normalize one tensor; small ones together with others that are asked for at the same time.
+    async def normalize(self, request: Request, timeout: float | None) -> Reply:
+        """Normalize one tensor: a small one on a stream that stays open, where that is less than a call costs.
 
         Raises:
             NormstatsError: it failed.
         """
+        seconds = self.timeout if timeout is None else timeout
         if chunking.goes_with_others(request):
-            return await self._gathering.call(request, timeout)
-        return await self._normalize(request, timeout)
+            return await self._session.call(request, seconds)
+        return await self._alone(request, seconds)
 
     async def normalize_many(
-        self, requests: Sequence[Carried[pb.NormalizeRequest]], timeout: float | None
-    ) -> Sequence[Carried[pb.NormalizeResponse] | Exception]:
+        self, several: Sequence[Request], timeout: float | None
+    ) -> Sequence[Reply | NormstatsError]:
         """Normalize small tensors by one message; of each its reply or its error.
 
         Raises:
             NormstatsError: all failed.
         """
-        reply = await self.call(self.stub.NormalizeMany, requests, timeout)
-        return [
-            Carried(one.response, one.response.data) if one.HasField("response") else from_status(one.status)
-            for one in reply.results
-        ]
+        return sessions.results(await self.call(self.stub.NormalizeMany, several, timeout))
 
-    async def _normalize(self, request: Carried[pb.NormalizeRequest], timeout: float | None) -> Carried[Any]:
-        reply: Carried[Any] = await self.call(self.stub.Normalize, request, timeout)
+    async def _alone(self, request: Request, timeout: float) -> Reply:
+        reply: Reply = await self.call(self.stub.Normalize, request, timeout)
         return reply
 
     async def spec_of(self, name: str, timeout: float | None = None) -> specs.Spec:
@@ -136,6 +134,7 @@ class AsyncConnection:
     async def close(self) -> None:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
+        await self._session.close()
         if self.memory is not None:
             await self.memory.lost()
         await self._channel.close()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -37,18 +37,6 @@ def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
             return [future.result() for future in futures]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-class Gathering(Generic[T, R]):
-    """Calls of threads each go alone: there is no turn in which they could be seen to come together."""
-
-    def __init__(
-        self,
-        alone: Callable[[T, float | None], R],
-        together: Callable[[Sequence[T], float | None], Sequence[R | Exception]],
-        at_once: int,
-    ) -> None:
-        self.call = alone
 
 
 class Task:

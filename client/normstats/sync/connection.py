@@ -10,16 +10,17 @@ from typing import Any
 
 import grpc
 
-from normstats import chunking, specs
+from normstats import chunking, sessions, specs
 from normstats.backoff import Backoff
 from normstats.channel import Option, Stub
-from normstats.errors import connection_broke, from_grpc, from_status
+from normstats.errors import NormstatsError, connection_broke, from_grpc
 from normstats.producer import Producer
+from normstats.sessions import Reply, Request
 from normstats.sync import concurrency
+from normstats.sync.session import Session
 from normstats.sync.shared_memory import SharedMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
-from normstats.wire.carried import Carried
 
 
 class Connection:
@@ -36,7 +37,7 @@ class Connection:
         self.producer = Producer()
         self._specs: dict[str, specs.Spec] = {}
         self.memory = SharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
-        self._gathering = concurrency.Gathering(self._normalize, self.normalize_many, chunking.TENSORS_AT_ONCE)
+        self._session = Session(lambda: self.stub.NormalizeManyStream, self._alone)
 
     @property
     def stub(self) -> Any:
@@ -77,32 +78,27 @@ class Connection:
                     raise from_grpc(error) from error
                 concurrency.sleep(wait)
 
-    def normalize(self, request: Carried[pb.NormalizeRequest], timeout: float | None) -> Carried[Any]:
-        """Normalize one tensor; small ones together with others that are asked for at the same time.
+    def normalize(self, request: Request, timeout: float | None) -> Reply:
+        """Normalize one tensor: a small one on a stream that stays open, where that is less than a call costs.
 
         Raises:
             NormstatsError: it failed.
         """
+        seconds = self.timeout if timeout is None else timeout
         if chunking.goes_with_others(request):
-            return self._gathering.call(request, timeout)
-        return self._normalize(request, timeout)
+            return self._session.call(request, seconds)
+        return self._alone(request, seconds)
 
-    def normalize_many(
-        self, requests: Sequence[Carried[pb.NormalizeRequest]], timeout: float | None
-    ) -> Sequence[Carried[pb.NormalizeResponse] | Exception]:
+    def normalize_many(self, several: Sequence[Request], timeout: float | None) -> Sequence[Reply | NormstatsError]:
         """Normalize small tensors by one message; of each its reply or its error.
 
         Raises:
             NormstatsError: all failed.
         """
-        reply = self.call(self.stub.NormalizeMany, requests, timeout)
-        return [
-            Carried(one.response, one.response.data) if one.HasField("response") else from_status(one.status)
-            for one in reply.results
-        ]
+        return sessions.results(self.call(self.stub.NormalizeMany, several, timeout))
 
-    def _normalize(self, request: Carried[pb.NormalizeRequest], timeout: float | None) -> Carried[Any]:
-        reply: Carried[Any] = self.call(self.stub.Normalize, request, timeout)
+    def _alone(self, request: Request, timeout: float) -> Reply:
+        reply: Reply = self.call(self.stub.Normalize, request, timeout)
         return reply
 
     def spec_of(self, name: str, timeout: float | None = None) -> specs.Spec:
@@ -137,6 +133,7 @@ class Connection:
     def close(self) -> None:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
+        self._session.close()
         if self.memory is not None:
             self.memory.lost()
         self._channel.close()

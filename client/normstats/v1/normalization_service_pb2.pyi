@@ -312,48 +312,50 @@ class NormalizeManyRequest(_message.Message):
 Global___NormalizeManyRequest: _TypeAlias = NormalizeManyRequest  # noqa: Y015
 
 @_typing.final
+class NormalizeResult(_message.Message):
+    """NormalizeResult is one normalized tensor, or why there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    status: _builtins.bytes
+    """The error that Normalize would have ended with: a google.rpc.Status, as gRPC sends it in its trailing metadata."""
+    @_builtins.property
+    def response(self) -> Global___NormalizeResponse:
+        """The normalized tensor."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___NormalizeResponse | None = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "status"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___NormalizeResult: _TypeAlias = NormalizeResult  # noqa: Y015
+
+@_typing.final
 class NormalizeManyResponse(_message.Message):
     """NormalizeManyResponse is what became of each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class Result(_message.Message):
-        """Result is one normalized tensor, or why there is none."""
-
-        DESCRIPTOR: _descriptor.Descriptor
-
-        RESPONSE_FIELD_NUMBER: _builtins.int
-        STATUS_FIELD_NUMBER: _builtins.int
-        status: _builtins.bytes
-        """The error that Normalize would have ended with: a google.rpc.Status, as gRPC sends it in its trailing metadata."""
-        @_builtins.property
-        def response(self) -> Global___NormalizeResponse:
-            """The normalized tensor."""
-
-        def __init__(
-            self,
-            *,
-            response: Global___NormalizeResponse | None = ...,
-            status: _builtins.bytes = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "status"]  # noqa: Y015
-        _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
-        def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
-
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizeManyResponse.Result]:
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizeResult]:
         """One for each request, in their order."""
 
     def __init__(
         self,
         *,
-        results: _abc.Iterable[Global___NormalizeManyResponse.Result] | None = ...,
+        results: _abc.Iterable[Global___NormalizeResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -362,6 +364,62 @@ class NormalizeManyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NormalizeManyResponse: _TypeAlias = NormalizeManyResponse  # noqa: Y015
+
+@_typing.final
+class NormalizeManyStreamRequest(_message.Message):
+    """NormalizeManyStreamRequest is several tensors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The caller's own number for this message."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizeRequest]:
+        """At most 256."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___NormalizeRequest] | None = ...,
+        id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NormalizeManyStreamRequest: _TypeAlias = NormalizeManyStreamRequest  # noqa: Y015
+
+@_typing.final
+class NormalizeManyStreamResponse(_message.Message):
+    """NormalizeManyStreamResponse is what became of each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The number of the message that is answered."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizeResult]:
+        """One for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___NormalizeResult] | None = ...,
+        id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NormalizeManyStreamResponse: _TypeAlias = NormalizeManyStreamResponse  # noqa: Y015
 
 @_typing.final
 class NormalizeStreamRequest(_message.Message):

@@ -45,6 +45,11 @@ class NormalizationServiceStub(object):
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyRequest.SerializeToString,
                 response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyResponse.FromString,
                 _registered_method=True)
+        self.NormalizeManyStream = channel.stream_stream(
+                '/normstats.v1.NormalizationService/NormalizeManyStream',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyStreamRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyStreamResponse.FromString,
+                _registered_method=True)
         self.NormalizeStream = channel.stream_stream(
                 '/normstats.v1.NormalizationService/NormalizeStream',
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamRequest.SerializeToString,
@@ -151,6 +156,16 @@ class NormalizationServiceServicer(object):
         """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
         order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
         together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NormalizeManyStream(self, request_iterator, context):
+        """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
+        call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+        need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
+        again. INVALID_ARGUMENT if one message has too many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -313,6 +328,11 @@ def add_NormalizationServiceServicer_to_server(servicer, server):
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyRequest.FromString,
                     response_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyResponse.SerializeToString,
             ),
+            'NormalizeManyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.NormalizeManyStream,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyStreamRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyStreamResponse.SerializeToString,
+            ),
             'NormalizeStream': grpc.stream_stream_rpc_method_handler(
                     servicer.NormalizeStream,
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.NormalizeStreamRequest.FromString,
@@ -454,6 +474,33 @@ class NormalizationService(object):
             '/normstats.v1.NormalizationService/NormalizeMany',
             normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyRequest.SerializeToString,
             normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NormalizeManyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/normstats.v1.NormalizationService/NormalizeManyStream',
+            normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyStreamRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.NormalizeManyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,12 @@ class NormalizationServiceStub:
     order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
     together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
     """
+    NormalizeManyStream: _grpc.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeManyStreamRequest, _normalization_service_pb2.NormalizeManyStreamResponse]
+    """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
+    call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+    need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
+    again. INVALID_ARGUMENT if one message has too many.
+    """
     NormalizeStream: _grpc.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeStreamRequest, _normalization_service_pb2.NormalizeStreamResponse]
     """NormalizeStream normalizes one tensor in chunks of whole rows (slices of axis 0), in order, pipelined. Every
     chunk is answered by one of the same shape. A normalization whose statistics span rows takes the moments of
@@ -140,6 +146,12 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
     order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
     together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+    """
+    NormalizeManyStream: _aio.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeManyStreamRequest, _normalization_service_pb2.NormalizeManyStreamResponse]  # type: ignore[assignment]
+    """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
+    call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+    need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
+    again. INVALID_ARGUMENT if one message has too many.
     """
     NormalizeStream: _aio.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeStreamRequest, _normalization_service_pb2.NormalizeStreamResponse]  # type: ignore[assignment]
     """NormalizeStream normalizes one tensor in chunks of whole rows (slices of axis 0), in order, pipelined. Every
@@ -240,6 +252,18 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         """NormalizeMany normalizes several tensors, at most 256, each as Normalize would, and answers for each of them in their
         order: what is wrong with one does not touch the others. Small tensors by one spec or normalizer are computed
         together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
+        """
+
+    @_abc_1.abstractmethod
+    def NormalizeManyStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_normalization_service_pb2.NormalizeManyStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_normalization_service_pb2.NormalizeManyStreamResponse], _abc.AsyncIterator[_normalization_service_pb2.NormalizeManyStreamResponse]]:
+        """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
+        call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+        need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
+        again. INVALID_ARGUMENT if one message has too many.
         """
 
     @_abc_1.abstractmethod

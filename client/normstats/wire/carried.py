@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
@@ -19,6 +19,8 @@ Data = bytes | memoryview
 
 # The tag of `data`, field 15 of wire type 2 (length-delimited), which is one byte.
 _DATA, _FIELD = 0x7A, "data"
+# The tag of an integer of field 2.
+_NUMBER = 0x10
 # Up to this size protobuf is faster than looking for the data here.
 _SMALL_BYTES = 1 << 16
 # What precedes the data is looked through field by field; a message of so many is left to protobuf.
@@ -33,6 +35,13 @@ class Carried(Generic[M]):
     def __init__(self, message: M, data: Data = b"") -> None:
         self.message = message
         self.data = data
+
+
+class ManyCarried(NamedTuple):
+    """Several such messages, and the number that their sender gave them."""
+
+    requests: list[Carried[Any]]
+    number: int
 
 
 def serialize(carried: Carried[Any]) -> bytes:
@@ -51,15 +60,18 @@ def before(header: bytes, size: int) -> bytes:
     return header + _prefix(size) if size else header
 
 
-def serialize_many(messages: Sequence[bytes], number: int = 1) -> bytes:
-    """The bytes of a message that has a repeated field of this number, and nothing else, of its serialized items."""
-    tag = number << 3 | 2
-    return b"".join([part for message in messages for part in (_prefix(len(message), tag), message)])
+def serialize_many(messages: Sequence[bytes], field: int = 1, *, number: int = 0) -> bytes:
+    """The bytes of a message that has a repeated field of serialized items, and field 2, an integer, unless it is 0."""
+    tag = field << 3 | 2
+    parts = [part for message in messages for part in (_prefix(len(message), tag), message)]
+    if number:
+        parts.append(_prefix(number, _NUMBER))
+    return b"".join(parts)
 
 
-def serialize_requests(requests: Sequence[Carried[Any]]) -> bytes:
+def serialize_requests(requests: Sequence[Carried[Any]], number: int = 0) -> bytes:
     """The bytes of a message of several that carry tensors."""
-    return serialize_many([serialize(request) for request in requests])
+    return serialize_many([serialize(request) for request in requests], number=number)
 
 
 def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
@@ -81,12 +93,14 @@ def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
     return deserialize
 
 
-def deserializer_of_many(message_type: type[Message]) -> Callable[[bytes], list[Carried[Any]]]:
-    """What reads a message whose repeated field `requests` carries tensors: small ones, which protobuf may copy."""
+def deserializer_of_many(message_type: type[Message]) -> Callable[[bytes], ManyCarried]:
+    """What reads a message whose `requests` carry tensors: small ones, which protobuf may copy. Likewise its `id`."""
+    has_number = "id" in message_type.DESCRIPTOR.fields_by_name
 
-    def deserialize(received: bytes) -> list[Carried[Any]]:
-        requests: Any = message_type.FromString(received).requests  # type: ignore[attr-defined]
-        return [Carried(request, request.data) for request in requests]
+    def deserialize(received: bytes) -> ManyCarried:
+        message: Any = message_type.FromString(received)
+        requests = [Carried(request, request.data) for request in message.requests]
+        return ManyCarried(requests, message.id if has_number else 0)
 
     return deserialize
 
