@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+from normstats.chunking import TENSORS_AT_ONCE
 from normstats.errors import NormstatsError, from_status
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import carried
@@ -22,6 +23,27 @@ class Message(NamedTuple):
 
     requests: Sequence[Request]
     number: int
+
+
+class Asked(Protocol):
+    """A request that waits to be sent."""
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+
+
+A = TypeVar("A", bound=Asked)
+
+
+def first_message(asked: Sequence[A]) -> Sequence[A]:
+    """Those that go in the first message: a large one, which lies in shared memory, by itself."""
+    count = 0
+    for one in asked[:TENSORS_AT_ONCE]:
+        if one.request.message.HasField("input_place"):
+            break
+        count += 1
+    return asked[: max(1, count)]
 
 
 def serialize(message: Message) -> bytes:

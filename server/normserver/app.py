@@ -184,7 +184,7 @@ class App:
         memory = SharedMemory(lent_bytes, self._lifetime, self.metrics)
         normalizing = Normalizing(planner, batcher, contributing, memory, self.metrics)
         self._groups = Groups(self._committer, self._published, self._compute, self._lifetime, self.metrics)
-        sessions = Sessions(normalizing, self._lifetime)
+        sessions = Sessions(normalizing, self._lifetime, self.metrics)
         service = NormalizationService(
             self._published, normalizers, normalizing, contributing, self._groups, memory, sessions
         )

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from normcore.errors import NormcoreError
 from normcore.kernels.base import output_dtype
 from normcore.stack import MomentsStack
-from normserver import codec, engine, futures
+from normserver import codec, engine, futures, replies
 from normserver.codec import Encoded, Reply
 from normserver.compute import Compute, Kept, Task
 from normserver.engine import Batch, Plan
 from normserver.errors import ServiceError, from_engine
+from normserver.forms import Form
 from normserver.turns import MOST_TASKS
 from normstats import specs
+from normstats.wire.carried import Data
 
-# What took less when it was last done is done on the event loop: handing it to a thread takes as long.
+# What took less when it was last done is done on the event loop: handing it to a thread takes as long, for each batch.
 _BRIEF_SECONDS, _BRIEF_BYTES = 100e-6, 1 << 17
+# Nothing longer is.
+_LONGEST_SECONDS = 1e-3
 # Larger batches gain nothing from company: arithmetic is most of what they cost, and they would be copied once more.
 _TOGETHER_BYTES = 1 << 16
 # Kinds of calls whose times are remembered.
@@ -42,6 +47,23 @@ class Job:
     caller: str = ""
     prefix: str = ""
     out: Tensor | None = None
+
+
+class Alike:
+    """So many batches of one form by one plan, for replies of one version."""
+
+    __slots__ = ("form", "number", "plan", "reply", "shape", "sort", "together")
+
+    def __init__(self, form: Form, plan: Plan, version: int, number: int) -> None:
+        self.form = form
+        self.plan = plan
+        self.number = number
+        self.reply = replies.normalized(plan.mode, version)
+        shape, padded = form.shape, form.lengths is not None or form.mask is not None
+        rows = None if number == 1 or padded else engine.row_shape(plan, shape)
+        self.together = rows is not None
+        self.shape = shape if rows is None else (number * prod(shape) // prod(rows), *rows)
+        self.sort = _sort_of(plan, form.dtype, number * (shape[0] if shape else 1), shape[1:], padded, number)
 
 
 class Batcher:
@@ -66,13 +88,22 @@ class Batcher:
             raise result
         return result
 
-    def at_once(self, jobs: Sequence[Job]) -> list[Encoded | Exception] | None:
-        """Normalize batches here and now; what became of each, in their order. None if that would take long."""
-        groups = [[jobs[index] for index in group] for group in _groups(jobs)]
-        if not all(self._is_brief(group) for group in groups):
-            return None
-        ended = {id(job): result for group in groups for job, result in zip(group, self._now(group), strict=True)}
-        return [_told(ended[id(job)], job) for job in jobs]
+    def is_brief(self, alike: Alike) -> bool:
+        """Whether batches that are alike are to be normalized here and now."""
+        size = alike.form.size_bytes * alike.number
+        if self._compute.device.type != "cpu" or size > _BRIEF_BYTES:
+            return False
+        return self._seconds.get(alike.sort, inf) < _brief_seconds(alike.number)
+
+    def alike(self, alike: Alike, data: Sequence[Data]) -> list[Encoded | Exception]:
+        """Normalize the data of batches that are alike, here and now; what became of each."""
+        begun = perf_counter()
+        try:
+            return self._compute.timed(lambda: self._alike(alike, data))
+        except NormcoreError as error:
+            return [from_engine(error)] * len(data)
+        finally:
+            self._note(alike.sort, perf_counter() - begun)
 
     def begin(self, job: Job) -> asyncio.Future[Encoded]:
         """Queue a batch; `ended` waits for it.
@@ -131,7 +162,7 @@ class Batcher:
         """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled."""
         size = sum(job.batch.x.nbytes for job in jobs)
         on_loop = self._compute.device.type == "cpu" and size <= _BRIEF_BYTES
-        return on_loop and self._seconds.get(_sort(jobs), inf) < _BRIEF_SECONDS
+        return on_loop and self._seconds.get(_sort(jobs), inf) < _brief_seconds(len(jobs))
 
     def _work(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
         """One launch, of jobs of one kind; on whatever thread this is."""
@@ -141,10 +172,27 @@ class Batcher:
         except NormcoreError as error:
             # One of several is wrong: each finds out for itself.
             results = [error] if len(jobs) == 1 else [self._work([job])[0] for job in jobs]
+        self._note(_sort(jobs), perf_counter() - begun)
+        return results
+
+    def _alike(self, alike: Alike, data: Sequence[Data]) -> list[Encoded | Exception]:
+        form, plan = alike.form, alike.plan
+        joined = data[0] if len(data) == 1 else b"".join(data)
+        x = torch.frombuffer(joined, dtype=form.dtype).reshape(alike.shape)
+        if len(data) == 1:
+            sent, out = codec.room(alike.reply, output_dtype(x), form.shape)
+            engine.normalize(plan, Batch(x, form.lengths, form.mask), self._compute.device, out)
+            return [Encoded(sent, out.nbytes)]
+        values, out = codec.room_for(output_dtype(x), alike.shape)
+        engine.normalize(plan, Batch(x), self._compute.device, out)
+        size, view = len(values) // len(data), memoryview(values)
+        before = codec.before(alike.reply, out.dtype, form.shape, size)
+        return [Encoded(before + view[start : start + size], size) for start in range(0, len(values), size)]
+
+    def _note(self, sort: Hashable, seconds: float) -> None:
         if len(self._seconds) >= _REMEMBERED:
             self._seconds.clear()
-        self._seconds[_sort(jobs)] = perf_counter() - begun
-        return results
+        self._seconds[sort] = seconds
 
     def _alone(self, job: Job) -> Encoded:
         """Into the very bytes that are sent, or, if `out` is given, there."""
@@ -182,6 +230,10 @@ def _groups(jobs: Sequence[Job]) -> list[list[int]]:
     return groups
 
 
+def _brief_seconds(batches: int) -> float:
+    return min(_BRIEF_SECONDS * batches, _LONGEST_SECONDS)
+
+
 def _kind(job: Job) -> Hashable | None:
     if job.out is not None or job.batch.x.nbytes > _TOGETHER_BYTES:
         return None
@@ -191,9 +243,16 @@ def _kind(job: Job) -> Hashable | None:
 def _sort(jobs: Sequence[Job]) -> Hashable:
     """What takes about as long."""
     plan, batch = jobs[0].plan, jobs[0].batch
-    shape, padded = batch.x.shape, batch.lengths is not None or batch.mask is not None
-    rows = sum(job.batch.x.shape[0] if shape else 1 for job in jobs).bit_length()
-    return type(plan.spec), plan.mode, plan.inverse, batch.x.dtype, rows, shape[1:], padded, len(jobs).bit_length()
+    rows = sum(job.batch.x.shape[0] if job.batch.x.dim() else 1 for job in jobs)
+    padded = batch.lengths is not None or batch.mask is not None
+    return _sort_of(plan, batch.x.dtype, rows, tuple(batch.x.shape[1:]), padded, len(jobs))
+
+
+def _sort_of(
+    plan: Plan, dtype: torch.dtype, rows: int, row_shape: tuple[int, ...], padded: bool, number: int
+) -> Hashable:
+    kind = type(plan.spec), plan.mode, plan.inverse, dtype, row_shape, padded
+    return *kind, rows.bit_length(), number.bit_length()
 
 
 def _told(result: Encoded | Exception, job: Job) -> Encoded | Exception:

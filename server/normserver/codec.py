@@ -31,6 +31,9 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")
 NO_TIME = 0.0
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_copy = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)(
+    ("memcpy", ctypes.CDLL(None))
+)
 _new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 
 
@@ -255,18 +258,27 @@ def describe(reply: Reply, values: Tensor) -> bytes:
     return _header(reply, values.dtype, tuple(values.shape))
 
 
+def before(reply: Reply, dtype: torch.dtype, shape: tuple[int, ...], size: int) -> bytes:
+    """What goes before a tensor's bytes in a reply."""
+    return carried.before(_header(reply, dtype, shape), size)
+
+
 def room(reply: Reply, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[bytes, Tensor]:
-    """A reply as it is sent, and the tensor in it, which is still to be written.
+    """A reply as it is sent, and the tensor in it, which is still to be written."""
+    return room_for(dtype, shape, before(reply, dtype, shape, prod(shape) * dtype.itemsize))
+
+
+def room_for(dtype: torch.dtype, shape: tuple[int, ...], header: bytes = b"") -> tuple[bytes, Tensor]:
+    """Bytes that begin with a header, and the tensor that follows it, which is still to be written.
 
     Nobody else has the bytes yet, so they may be: see PyBytes_FromStringAndSize in Python's C API.
     """
     size = prod(shape) * dtype.itemsize
-    header = carried.before(_header(reply, dtype, shape), size)
     if not size:
         return header, torch.empty(shape, dtype=dtype)
-    sent: bytes = _new_bytes(None, len(header) + size)
-    torch.frombuffer(sent, dtype=torch.uint8, count=len(header)).copy_(torch.frombuffer(header, dtype=torch.uint8))
-    return sent, torch.frombuffer(sent, dtype=dtype, offset=len(header)).reshape(shape)
+    whole: bytes = _new_bytes(None, len(header) + size)
+    _copy(whole, header, len(header))
+    return whole, torch.frombuffer(whole, dtype=dtype, offset=len(header)).reshape(shape)
 
 
 def encode_tensor(reply: Reply, values: Tensor) -> bytes:

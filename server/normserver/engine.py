@@ -120,7 +120,9 @@ def kind_of(plan: Plan, batch: Batch) -> Hashable | None:
 
     They are by one plan, and their rows are independent and of one shape; how many rows and which lengths may differ.
     """
-    rows = _row_shape(plan, batch)
+    if batch.mask is not None or batch.sample_weights is not None:
+        return None
+    rows = row_shape(plan, tuple(batch.x.shape), lengths=batch.lengths is not None)
     return None if rows is None else (plan, batch.x.dtype, rows, batch.lengths is not None)
 
 
@@ -132,7 +134,7 @@ def normalize_together(
     Raises:
         NormcoreError: one of them does not fit the spec.
     """
-    rows = _row_shape(plan, batches[0])
+    rows = row_shape(plan, tuple(batches[0].x.shape), lengths=batches[0].lengths is not None)
     assert rows is not None, "what goes alone has no kind"
     parts = [batch.x.reshape(-1, *rows) for batch in batches]
     sizes = [len(part) for part in parts]
@@ -146,20 +148,21 @@ def normalize_together(
     return [part.reshape(batch.x.shape) for part, batch in zip(torch.split(y, sizes), batches, strict=True)]
 
 
-def _row_shape(plan: Plan, batch: Batch) -> tuple[int, ...] | None:
-    """The shape of a batch's rows, once it is seen as so many of them; None if they depend on each other."""
-    shape, spec = tuple(batch.x.shape), plan.spec
-    if batch.mask is not None or batch.sample_weights is not None or not batch.x.numel() or spans_rows(plan):
+def row_shape(plan: Plan, shape: tuple[int, ...], *, lengths: bool = False) -> tuple[int, ...] | None:
+    """The shape of a batch's rows, once it is seen as so many; None if they depend on each other, or it is empty.
+
+    `lengths` says whether its samples are padded: then they are its rows.
+    """
+    spec = plan.spec
+    if not math.prod(shape) or spans_rows(plan):
         return None
     match spec:
-        case specs.LayerNorm(normalized_shape=trailing) | specs.RMSNorm(normalized_shape=trailing) if (
-            batch.lengths is None
-        ):
+        case specs.LayerNorm() | specs.RMSNorm() if not lengths:
             sizes = spec.normalized_shape
             trailing = (sizes,) if isinstance(sizes, int) else tuple(sizes)
             return trailing if shape[-len(trailing) :] == trailing else None
         case specs.BatchNorm() | specs.Standardize() | specs.MinMax():
-            if spec.channel_axis == -1 and batch.lengths is None:
+            if spec.channel_axis == -1 and not lengths:
                 return shape[-1:] or None
             if not shape or spec.channel_axis % len(shape) == 0:
                 return None

@@ -31,6 +31,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.messages = Counter(
+            "normstats_stream_messages",
+            "Messages answered on streams of small tensors, each of which is a call of its own otherwise.",
+            registry=registry,
+        )
         self.received_bytes = Counter(
             "normstats_received_bytes", "Bytes of tensors received to be normalized.", registry=registry
         )

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from normserver import futures, replies, validate
-from normserver.batcher import Batcher, Job
+from normserver.batcher import Alike, Batcher, Job
 from normserver.codec import Encoded
 from normserver.contributing import Contributing
 from normserver.engine import Batch, Mode
 from normserver.errors import InvalidArgument, ServiceError
+from normserver.forms import Form, Forms
 from normserver.metrics import Metrics
 from normserver.planner import Planner, Resolved
 from normserver.shared_memory import SharedMemory
@@ -52,6 +53,7 @@ class Normalizing:
         self._contributing = contributing
         self._memory = memory
         self._metrics = metrics
+        self._forms = Forms()
 
     async def one(self, request: Carried[pb.NormalizeRequest], caller: str) -> bytes:
         """Normalize a tensor; in TRAIN mode, answer once its contribution is durable.
@@ -74,22 +76,31 @@ class Normalizing:
             InvalidArgument: they are too many.
         """
         _check_number(requests)
-        taken: list[Job | ServiceError] = []
-        for request in requests:
-            try:
-                parts = self._parts(request)
-            except ServiceError as error:
-                taken.append(error)
-                continue
-            resolved = None if parts.contributes else self._planner.at_hand(parts.wanted)
-            if resolved is None or parts.style is not None:
+        alike: dict[Form, list[int]] = {}
+        for index, request in enumerate(requests):
+            form = self._forms.of(request)
+            if form is None or len(request.data) != form.size_bytes:
+                return None  # `several` says what is wrong, or does what is not plain
+            alike.setdefault(form, []).append(index)
+        launches = []
+        for form, group in alike.items():
+            resolved = self._planner.at_hand(form.wanted)
+            if resolved is None:
                 return None
-            taken.append(self._asked(parts, resolved, caller).job)
-        results = self._batcher.at_once([item for item in taken if isinstance(item, Job)])
-        if results is None:
+            one = Alike(form, resolved.plan, resolved.version, len(group))
+            if one.together or len(group) == 1:
+                launches.append((one, group))
+            else:
+                alone = Alike(form, resolved.plan, resolved.version, 1)
+                launches += [(alone, [index]) for index in group]
+        if not all(self._batcher.is_brief(one) for one, _ in launches):
             return None
-        ended = iter(results)
-        return [self._told(item if isinstance(item, ServiceError) else next(ended)) for item in taken]
+        ended: list[bytes | Exception] = [b""] * len(requests)
+        for one, group in launches:
+            self._metrics.received_bytes.inc(one.form.size_bytes * len(group))
+            for index, result in zip(group, self._batcher.alike(one, [requests[i].data for i in group]), strict=True):
+                ended[index] = self._told(result)
+        return ended
 
     async def several(self, requests: Sequence[Carried[pb.NormalizeRequest]], caller: str) -> list[bytes | Exception]:
         """Normalize tensors, each for itself; what became of each, in their order.

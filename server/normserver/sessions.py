@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from normserver import replies
 from normserver.errors import Unavailable
 from normserver.lifetime import Lifetime
+from normserver.metrics import Metrics
 from normserver.normalizing import Normalizing
 from normstats.wire.carried import ManyCarried
 
@@ -20,9 +21,10 @@ Write = Callable[[bytes], Awaitable[None]]
 class Sessions:
     """Serves such calls."""
 
-    def __init__(self, normalizing: Normalizing, lifetime: Lifetime) -> None:
+    def __init__(self, normalizing: Normalizing, lifetime: Lifetime, metrics: Metrics) -> None:
         self._normalizing = normalizing
         self._lifetime = lifetime
+        self._metrics = metrics
 
     async def serve(self, messages: AsyncIterator[ManyCarried], caller: str, write: Write) -> None:
         """Answer one call's messages, each when it is done.
@@ -37,6 +39,7 @@ class Sessions:
         try:
             with self._lifetime.tells(this):
                 async for message in messages:
+                    self._metrics.messages.inc()
                     await session.take(message)
         except asyncio.CancelledError:
             if not self._lifetime.stopping:

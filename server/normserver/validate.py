@@ -144,12 +144,15 @@ def array(description: tensor_pb2.Tensor, data: Data, field: str, data_field: st
     Raises:
         InvalidArgument: dtype, shape or number of bytes are wrong.
     """
-    checked = _description(description, field)
+    return _tensor(_description(description, field), data, data_field)
+
+
+def _tensor(description: tensor.Description, data: Data, data_field: str) -> Tensor:
     try:
-        tensor.check_bytes(checked, len(data))
+        tensor.check_bytes(description, len(data))
     except tensor.InvalidTensor as error:
-        raise from_tensor(error, field, data_field) from error
-    return codec.decode_tensor(checked, data)
+        raise from_tensor(error, "", data_field) from error
+    return codec.decode_tensor(description, data)
 
 
 def _description(message: tensor_pb2.Tensor, field: str) -> tensor.Description:
@@ -253,18 +256,27 @@ def input_of(request: pb.NormalizeRequest, data: Data, memory: SharedMemory) -> 
         InvalidArgument: it is missing or wrong.
         NotFound: there is no such region.
     """
+    description, lengths, mask = described(request)
+    dtype = codec.dtype_of(description.element)
+    if not request.HasField("input_place"):
+        return Batch(_tensor(description, data, "data"), lengths, mask)
+    if data:
+        raise InvalidArgument("data", f"has {len(data)} bytes; expected none beside input_place")
+    return Batch(memory.tensor(request.input_place, dtype, description.shape, "input_place"), lengths, mask)
+
+
+def described(
+    request: pb.NormalizeRequest,
+) -> tuple[tensor.Description, Tensor | None, Tensor | None]:
+    """The description of a unary normalization's tensor, its lengths and its mask.
+
+    Raises:
+        InvalidArgument: it is missing or wrong.
+    """
     if not request.HasField("input"):
         raise InvalidArgument("input", "is not given; expected a tensor's dtype and shape")
     padding = request.padding if request.HasField("padding") else None
-    if not request.HasField("input_place"):
-        return batch(request.input, data, padding)
-    if data:
-        raise InvalidArgument("data", f"has {len(data)} bytes; expected none beside input_place")
-    description = _description(request.input, "input")
-    dtype = codec.dtype_of(description.element)
-    return Batch(
-        memory.tensor(request.input_place, dtype, description.shape, "input_place"), *_padded(padding, "padding")
-    )
+    return _description(request.input, "input"), *_padded(padding, "padding")
 
 
 def output_of(request: pb.NormalizeRequest, x: Tensor, memory: SharedMemory) -> Tensor | None:

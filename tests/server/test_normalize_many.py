@@ -71,3 +71,44 @@ def test_too_many_are_refused(stub: NormalizationServiceStub) -> None:
     assert not stub.NormalizeMany(pb.NormalizeManyRequest()).results
     with pytest.raises(grpc.RpcError, match="requests has 257 items; expected at most 256"):
         stub.NormalizeMany(pb.NormalizeManyRequest(requests=[one] * 257))
+
+
+class TestStream:
+    """The same, again and again on one call."""
+
+    @staticmethod
+    def message(number: int, *requests: pb.NormalizeRequest) -> pb.NormalizeManyStreamRequest:
+        return pb.NormalizeManyStreamRequest(requests=requests, id=number)
+
+    def test_each_message_is_answered_under_its_number(self, stub: NormalizationServiceStub) -> None:
+        arrays = [RNG.normal(size=(count, 4)).astype(np.float32) for count in (1, 2, 3)]
+        wrong = request(np.ones((2, 3), np.float32))
+        messages = [self.message(7, *map(request, arrays)), self.message(2**62, wrong), self.message(0)]
+        answers = {reply.id: list(reply.results) for reply in stub.NormalizeManyStream(iter(messages))}
+        assert set(answers) == {7, 2**62, 0}
+        assert [one.response for one in answers[7]] == [stub.Normalize(request(x)) for x in arrays]
+        assert [one.WhichOneof("result") for one in answers[2**62]] == ["status"]
+        assert answers[0] == []
+
+    def test_what_takes_long_holds_up_no_other(self, stub: NormalizationServiceStub) -> None:
+        quick = request(np.ones((1, 4), np.float32))
+        for _ in range(5):
+            stub.Normalize(quick)  # known to be brief
+        ghosts = spec_wire.to_proto(specs.BatchNorm(4, virtual_batch_size=2))
+        slow = request(RNG.normal(size=(2000, 4)), spec=ghosts)  # a thousand passes
+        messages = [self.message(1, slow), self.message(2, quick), self.message(3, quick)]
+        assert [reply.id for reply in stub.NormalizeManyStream(iter(messages))] == [2, 3, 1]
+
+    def test_train_and_places_are_left_to_nobody_else(self, stub: NormalizationServiceStub, name: str) -> None:
+        stub.CreateNormalizer(pb.CreateNormalizerRequest(name=name, spec=spec_wire.to_proto(specs.BatchNorm(4))))
+        x = RNG.normal(size=(5, 4)).astype(np.float32)
+        train = {"spec": None, "normalizer": name, "mode": pb.MODE_TRAIN, "producer_id": secrets.token_bytes(16)}
+        messages = [self.message(number, request(x, **train, sequence=1)) for number in (1, 2)]
+        replies = sorted(stub.NormalizeManyStream(iter(messages)), key=lambda reply: reply.id)
+        assert sorted(reply.results[0].response.duplicate for reply in replies) == [False, True]
+        assert len({reply.results[0].response.data for reply in replies}) == 1
+
+    def test_too_many_end_the_stream(self, stub: NormalizationServiceStub) -> None:
+        one = request(np.ones((1, 4), np.float32))
+        with pytest.raises(grpc.RpcError, match="requests has 257 items"):
+            list(stub.NormalizeManyStream(iter([self.message(1, *[one] * 257)])))

@@ -85,7 +85,7 @@ async def _in_shared_memory(
         request.message.input_place.CopyFrom(place)
         request.message.output_place.CopyFrom(result_place or pb.Place())
         try:
-            await connection.call(connection.stub.Normalize, request, timeout)
+            await connection.normalize(request, timeout)
         except NotFound as error:
             if error.reason != _NO_SUCH_REGION:
                 raise

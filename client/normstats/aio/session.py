@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 
 from normstats import sessions
-from normstats.chunking import TENSORS_AT_ONCE
 from normstats.errors import DeadlineExceeded, NormstatsError, Unavailable
 from normstats.sessions import Message, Reply, Request
 
@@ -121,7 +120,8 @@ class _Talk:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._asked:
-                    group, self._asked = self._asked[:TENSORS_AT_ONCE], self._asked[TENSORS_AT_ONCE:]
+                    group = list(sessions.first_message(self._asked))
+                    self._asked = self._asked[len(group) :]
                     self._number += 1
                     self._under_way[self._number] = group
                     await self._call.write(Message([one.request for one in group], self._number))

@@ -1,0 +1,64 @@
+"""What a request says but for its data: callers say the same again and again, and it is checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normserver import codec, validate
+from normserver.engine import Mode
+from normserver.errors import ServiceError
+from normserver.validate import Wanted
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire.carried import Carried
+
+# Forms that are remembered, and how long what they are known by may be.
+_MOST_FORMS, _LONGEST_BYTES = 1024, 1 << 14
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Form:
+    """A request that was checked: what is wanted, of a tensor of which dtype and shape, padded how."""
+
+    wanted: Wanted
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    size_bytes: int
+    lengths: Tensor | None
+    mask: Tensor | None
+
+
+class Forms:
+    """The forms of late."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Form] = {}
+
+    def of(self, request: Carried[pb.NormalizeRequest]) -> Form | None:
+        """The form of a request; None if it is wrong, or more than values to be normalized and sent back."""
+        message = request.message
+        message.ClearField("data")
+        key = message.SerializeToString()
+        form = self._known.get(key)
+        if form is None and len(key) <= _LONGEST_BYTES and (form := _form(message)) is not None:
+            if len(self._known) >= _MOST_FORMS:
+                self._known.clear()
+            self._known[key] = form
+        return form
+
+
+def _form(message: pb.NormalizeRequest) -> Form | None:
+    if message.mode == pb.MODE_TRAIN or message.WhichOneof("style") or message.style_data:
+        return None
+    if message.HasField("input_place") or message.HasField("output_place"):
+        return None
+    try:
+        wanted = validate.wanted(message)
+        description, lengths, mask = validate.described(message)
+    except ServiceError:
+        return None
+    dtype = codec.dtype_of(description.element)
+    assert wanted.mode is not Mode.TRAIN, "TRAIN was left out"
+    return Form(wanted, dtype, description.shape, description.size_bytes, lengths, mask)
