@@ -227,3 +227,43 @@ def _number(value: np.float64) -> float:
 
 def _time(message: Timestamp) -> datetime:
     return message.ToDatetime(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How long a tensor of `size_bytes` took, from host memory and back, in seconds."""
+
+    size_bytes: int
+    cpu_seconds: float
+    device_seconds: float
+
+
+@dataclass(frozen=True)
+class Placing:
+    """From which size on an operation is sent to the device: 0 is always, None never; and what was tried."""
+
+    operation: str
+    from_bytes: int | None
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a server computes."""
+
+    device: str
+    name: str
+    placings: tuple[Placing, ...]
+
+    @classmethod
+    def of(cls, message: pb.GetDeviceResponse) -> Device:
+        """Of the contract's form."""
+        placings = (
+            Placing(
+                one.operation,
+                None if one.from_bytes < 0 else one.from_bytes,
+                tuple(Trial(trial.size_bytes, trial.cpu_seconds, trial.device_seconds) for trial in one.trials),
+            )
+            for one in message.placings
+        )
+        return cls(message.device, message.name, tuple(placings))

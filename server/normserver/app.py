@@ -16,10 +16,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from normcore.kernels import launch
-from normserver import process
+from normserver import placement, process
 from normserver.batcher import Batcher
 from normserver.committer import Committer
-from normserver.compute import Compute, pick_device
+from normserver.compute import Compute
 from normserver.config import Settings, split_address
 from normserver.contributing import Contributing
 from normserver.errors import Unavailable
@@ -80,8 +80,8 @@ class App:
         self._store = StoreThread(open_store(settings.store))
         self.metrics.store_up.set_function(lambda: self._store.up)
         self._published = Published(self._store)
+        self._placement = placement.pick(settings.device)
         self._compute = Compute(
-            pick_device(settings.device),
             self.metrics,
             threads=settings.threads,
             max_queued=settings.max_queued_normalizations,
@@ -136,7 +136,7 @@ class App:
         if self._http is not None:
             self._http.start()
         process.settle()
-        log.info("serving", extra=self._addresses(port) | {"device": str(self._compute.device)})
+        log.info("serving", extra=self._addresses(port) | {"device": str(self._placement.device)})
 
     async def drain(self) -> None:
         """Readiness off, streams told, calls finished, all committed, store closed."""
@@ -177,7 +177,7 @@ class App:
 
     def _grpc_server(self) -> grpc.aio.Server:
         normalizers = Normalizers(self._store, self._published)
-        batcher = Batcher(self._compute)
+        batcher = Batcher(self._compute, self._placement)
         contributing = Contributing(self._store, self._published, batcher, self._committer, self._lifetime)
         planner = Planner(self._published, normalizers, self._compute)
         lent_bytes = self._settings.shared_memory_bytes if self._settings.shared_memory else 0
@@ -186,7 +186,7 @@ class App:
         self._groups = Groups(self._committer, self._published, self._compute, self._lifetime, self.metrics)
         sessions = Sessions(normalizing, self._lifetime, self.metrics)
         service = NormalizationService(
-            self._published, normalizers, normalizing, contributing, self._groups, memory, sessions
+            self._published, normalizers, normalizing, contributing, self._groups, memory, sessions, self._placement
         )
         server = grpc.aio.server(interceptors=(Edge(self.metrics),), options=_options(self._settings))
         pb_grpc.add_NormalizationServiceServicer_to_server(service, server)

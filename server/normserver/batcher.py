@@ -16,10 +16,13 @@ from normcore.kernels.base import output_dtype
 from normcore.stack import MomentsStack
 from normserver import codec, engine, futures, replies
 from normserver.codec import Encoded, Reply
-from normserver.compute import Compute, Kept, Task
+from normserver.compute import Compute, Task
 from normserver.engine import Batch, Plan
 from normserver.errors import ServiceError, from_engine
 from normserver.forms import Form
+from normserver.kept import Kept
+from normserver.placement import CPU, Placement
+from normserver.staging import Staging
 from normserver.turns import MOST_TASKS
 from normstats import specs
 from normstats.wire.carried import Data
@@ -69,9 +72,11 @@ class Alike:
 class Batcher:
     """What normalizes."""
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, placement: Placement) -> None:
         self._compute = compute
+        self._placement = placement
         self._kept = Kept()
+        self._staging = Staging()
         self._seconds: dict[Hashable, float] = {}
 
     async def run(self, job: Job) -> Encoded:
@@ -91,7 +96,7 @@ class Batcher:
     def is_brief(self, alike: Alike) -> bool:
         """Whether batches that are alike are to be normalized here and now."""
         size = alike.form.size_bytes * alike.number
-        if self._compute.device.type != "cpu" or size > _BRIEF_BYTES:
+        if size > _BRIEF_BYTES or self._placement.of_size(alike.plan, size) != CPU:
             return False
         return self._seconds.get(alike.sort, inf) < _brief_seconds(alike.number)
 
@@ -149,7 +154,7 @@ class Batcher:
             ResourceExhausted: too much is waiting already.
             ServiceError: what the engine found wrong with the values.
         """
-        device = self._compute.device
+        device = self._placement.of_moments(batch.x)
         taken = await self._compute.run(lambda: engine.moments(spec, batch, device), prefix=prefix, caller=caller)
         stack = MomentsStack.of(taken) if taken else MomentsStack.empty(spec.num_features)
         codec.check_mergeable(stack, [f"{prefix}input"] * len(stack))
@@ -161,7 +166,7 @@ class Batcher:
     def _is_brief(self, jobs: Sequence[Job]) -> bool:
         """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled."""
         size = sum(job.batch.x.nbytes for job in jobs)
-        on_loop = self._compute.device.type == "cpu" and size <= _BRIEF_BYTES
+        on_loop = size <= _BRIEF_BYTES and self._placement.of_size(jobs[0].plan, size) == CPU
         return on_loop and self._seconds.get(_sort(jobs), inf) < _brief_seconds(len(jobs))
 
     def _work(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
@@ -181,10 +186,10 @@ class Batcher:
         x = torch.frombuffer(joined, dtype=form.dtype).reshape(alike.shape)
         if len(data) == 1:
             sent, out = codec.room(alike.reply, output_dtype(x), form.shape)
-            engine.normalize(plan, Batch(x, form.lengths, form.mask), self._compute.device, out)
+            engine.normalize(plan, Batch(x, form.lengths, form.mask), CPU, out)
             return [Encoded(sent, out.nbytes)]
         values, out = codec.room_for(output_dtype(x), alike.shape)
-        engine.normalize(plan, Batch(x), self._compute.device, out)
+        engine.normalize(plan, Batch(x), CPU, out)
         size, view = len(values) // len(data), memoryview(values)
         before = codec.before(alike.reply, out.dtype, form.shape, size)
         return [Encoded(before + view[start : start + size], size) for start in range(0, len(values), size)]
@@ -196,20 +201,23 @@ class Batcher:
 
     def _alone(self, job: Job) -> Encoded:
         """Into the very bytes that are sent, or, if `out` is given, there."""
-        if self._compute.device.type != "cpu" and job.out is None:
-            found = engine.normalize(job.plan, job.batch, self._compute.device)
-            return Encoded(codec.encode_tensor(job.reply, found.y), found.y.nbytes, found.batches)
         x = job.batch.x
         if job.out is not None:
             sent, out = codec.describe(job.reply, job.out), job.out
         else:
             sent, out = codec.room(job.reply, output_dtype(x), tuple(x.shape))
-        found = engine.normalize(job.plan, job.batch, self._compute.device, out)
+        device = self._placement.of(job.plan, x)
+        if device == CPU:
+            found = engine.normalize(job.plan, job.batch, device, out)
+        else:
+            found = self._staging.normalize(job.plan, job.batch, device)
+            out.copy_(found.y)
         return Encoded(sent, out.nbytes, found.batches)
 
     def _together(self, jobs: Sequence[Job]) -> list[Encoded]:
-        batches = [job.batch for job in jobs]
-        found = engine.normalize_together(jobs[0].plan, batches, self._compute.device, self._kept.memory)
+        batches, plan = [job.batch for job in jobs], jobs[0].plan
+        device = self._placement.of(plan, batches[0].x)
+        found = engine.normalize_together(plan, batches, device, self._kept.memory)
         return [Encoded(codec.encode_tensor(job.reply, y), y.nbytes) for job, y in zip(jobs, found, strict=True)]
 
 

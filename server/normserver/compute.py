@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from normcore.errors import NormcoreError
 from normserver.errors import ResourceExhausted, from_engine
@@ -42,10 +41,9 @@ class Task(Generic[I, T]):
 
 
 class Compute:
-    """A device, and a bounded queue before it."""
+    """The threads, and a bounded queue before them."""
 
-    def __init__(self, device: torch.device, metrics: Metrics, *, threads: int, max_queued: int) -> None:
-        self.device = device
+    def __init__(self, metrics: Metrics, *, threads: int, max_queued: int) -> None:
         self._metrics = metrics
         self._max_queued = max_queued
         self._queued = 0
@@ -140,35 +138,3 @@ class Compute:
     def _count(self, more: int) -> None:
         self._queued += more
         self._metrics.compute_queue.set(self._queued)
-
-
-class Kept(threading.local):
-    """Memory that each thread keeps for its outputs."""
-
-    # Most outputs are chunks of a megabyte; what is larger than this is not kept.
-    LARGEST_BYTES = 1 << 26
-
-    def __init__(self) -> None:
-        self._kept = torch.empty(0, dtype=torch.uint8)
-
-    def memory(self, size_bytes: int) -> Tensor:
-        """So many bytes, uint8, good until the next call on this thread."""
-        if size_bytes > self.LARGEST_BYTES:
-            return torch.empty(size_bytes, dtype=torch.uint8)
-        if self._kept.shape[0] < size_bytes:
-            self._kept = torch.empty(size_bytes, dtype=torch.uint8)
-        return self._kept[:size_bytes]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name: auto is CUDA where there is one.
-
-    Raises:
-        ValueError: CUDA is asked for and not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
-    return device

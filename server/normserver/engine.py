@@ -141,9 +141,9 @@ def normalize_together(
     shape = (sum(sizes), *rows)
     half = -(-math.prod(shape) * 8 // _ALIGNED) * _ALIGNED  # no element is larger
     arena = memory(2 * half)
-    whole = torch.cat(parts, out=_tensor_in(arena, parts[0].dtype, shape))
+    whole = torch.cat(parts, out=tensor_in(arena, parts[0].dtype, shape))
     lengths = [batch.lengths for batch in batches if batch.lengths is not None]
-    out = _tensor_in(arena[half:], output_dtype(whole), shape) if device == _CPU else None
+    out = tensor_in(arena[half:], output_dtype(whole), shape) if device == _CPU else None
     y = normalize(plan, Batch(whole, torch.cat(lengths) if lengths else None), device, out).y.to(_CPU)
     return [part.reshape(batch.x.shape) for part, batch in zip(torch.split(y, sizes), batches, strict=True)]
 
@@ -171,7 +171,7 @@ def row_shape(plan: Plan, shape: tuple[int, ...], *, lengths: bool = False) -> t
     return shape[1:] or None
 
 
-def _tensor_in(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def tensor_in(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """A tensor at the beginning of some memory, uint8."""
     return memory[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 

@@ -111,7 +111,7 @@ class Planner:
                 raise InvalidArgument("style", f"is given; {type(spec).__name__} takes none")
             return None
         if style is not None:
-            return await self._compute.run(lambda: engine.style_of(spec, style.to(self._compute.device)))
+            return await self._compute.run(lambda: engine.style_of(spec, style))
         if not name:
             raise InvalidArgument("style", "is not given; AdaptiveInstanceNorm takes a tensor or a normalizer's name")
         record = await self._published.get(name)

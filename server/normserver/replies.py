@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+
+import torch
 
 from normcore.drift import Drift
 from normcore.errors import NormcoreError
@@ -12,6 +16,7 @@ from normserver import codec, status
 from normserver.codec import Encoded, Reply
 from normserver.contributions import Contributed, Outcome
 from normserver.engine import Mode
+from normserver.placement import Placement
 from normserver.records import Record, SnapshotRecord, policy_of, rows
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
@@ -138,6 +143,30 @@ def drift(moved: Drift, limit: int) -> list[pb.FeatureDrift]:
         pb.FeatureDrift(feature=feature, mean_shift=shift, var_ratio=ratio, symmetric_kl=kl)
         for feature, shift, ratio, kl in islice(features, limit or None)
     ]
+
+
+def device(placement: Placement) -> pb.GetDeviceResponse:
+    """Where the server computes."""
+    found = placement.device
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else platform.processor() or platform.machine()
+    return pb.GetDeviceResponse(
+        device=str(found),
+        name=name,
+        placings=[
+            pb.GetDeviceResponse.Placing(
+                operation=operation.value,
+                from_bytes=-1 if math.isinf(size) else int(size),
+                trials=[
+                    pb.GetDeviceResponse.Trial(
+                        size_bytes=one.size_bytes, cpu_seconds=one.cpu_seconds, device_seconds=one.device_seconds
+                    )
+                    for one in placement.trials
+                    if one.operation is operation
+                ],
+            )
+            for operation, size in placement.from_bytes.items()
+        ],
+    )
 
 
 def _bare(spec: specs.Spec) -> specs.Spec:

@@ -12,6 +12,7 @@ from normserver.contributing import Contributing
 from normserver.errors import InvalidArgument
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
+from normserver.placement import Placement
 from normserver.published import Published
 from normserver.rounds.groups import Groups
 from normserver.sessions import Sessions
@@ -36,6 +37,7 @@ class NormalizationService(NormalizationServiceServicer):
         groups: Groups,
         memory: SharedMemory,
         sessions: Sessions,
+        placement: Placement,
     ) -> None:
         self._published = published
         self._normalizers = normalizers
@@ -44,6 +46,7 @@ class NormalizationService(NormalizationServiceServicer):
         self._groups = groups
         self._memory = memory
         self._sessions = sessions
+        self._placement = placement
 
     async def Normalize(self, request: Carried[pb.NormalizeRequest], context: Context) -> Any:  # type: ignore[override]
         """One tensor."""
@@ -115,6 +118,10 @@ class NormalizationService(NormalizationServiceServicer):
         while True:
             yield self._published.serialized(record, replies.watched)
             record = await self._published.changed(record)
+
+    async def GetDevice(self, request: pb.GetDeviceRequest, context: Context) -> pb.GetDeviceResponse:
+        """Where the server computes."""
+        return replies.device(self._placement)
 
     async def CreateNormalizer(
         self, request: pb.CreateNormalizerRequest, context: Context

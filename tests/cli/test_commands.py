@@ -63,6 +63,14 @@ def test_create_show_and_list(run: Run, as_json: Callable[..., Any], name: str) 
     assert "there is a normalizer" in run("create", name, "batch-norm", "--features", 3, code=1).stderr
 
 
+def test_show_tells_where_the_server_computes(run: Run, as_json: Callable[..., Any]) -> None:
+    found = as_json("show", "--device")
+    assert found["device"] == "cpu"
+    assert [one["from_bytes"] for one in found["placings"]] == [0, 0, 0]
+    assert "on cpu" in run("show", "--device").stdout
+    assert "NAME, or --device" in run("show", code=2).stderr
+
+
 def test_create_by_a_file(run: Run, as_json: Callable[..., Any], name: str, tmp_path: Path) -> None:
     file = tmp_path / "spec.json"
     file.write_text(json.dumps({"kind": "layer-norm", "normalized_shape": [2, 2], "weight": [1, 2, 3, 4]}))

@@ -16,7 +16,7 @@ NAMES = {
     "RunningState", "SnapshotInfo", "Spec", "Standardize", "Stats",
     "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream", "__version__", "aio", "connect",
 }  # fmt: skip
-CLIENT = {"close", "create", "delete", "empty", "get", "list", "normalize", "normalize_many", "update"}
+CLIENT = {"close", "create", "delete", "device", "empty", "get", "list", "normalize", "normalize_many", "update"}
 NORMALIZER = {
     "compare", "delete", "delete_snapshot", "freeze", "join", "name", "normalize", "refresh", "reset", "restore",
     "set_parameters", "snapshot", "snapshots", "spec", "stats", "stream", "unfreeze", "update", "watch",

@@ -18,12 +18,12 @@ from normserver.compute import Compute
 from normserver.engine import Batch, Mode, Plan
 from normserver.errors import InvalidArgument, ResourceExhausted
 from normserver.metrics import Metrics
+from normserver.placement import CPU, everything_on
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 
 LAYER = Plan(specs.LayerNorm(8), Mode.BATCH)
 REPLY = replies.normalized(Mode.BATCH, 0)
-CPU = torch.device("cpu")
 
 
 class Device:
@@ -31,8 +31,8 @@ class Device:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: int) -> None:
         self.launches: list[tuple[str, list[Job]]] = []
-        self.compute = Compute(CPU, Metrics(), **{"threads": 1, "max_queued": 64} | settings)
-        self.batcher = Batcher(self.compute)
+        self.compute = Compute(Metrics(), **{"threads": 1, "max_queued": 64} | settings)
+        self.batcher = Batcher(self.compute, everything_on(CPU))
         work = self.batcher._work
 
         def seen(jobs: Sequence[Job]) -> Any:

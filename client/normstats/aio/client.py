@@ -15,7 +15,7 @@ from normstats.aio.normalizing import normalize, normalize_many
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
 from normstats.errors import InvalidArgument
 from normstats.options import Mode, NormalizeOptions
-from normstats.results import NormalizerInfo, RunningState, UpdateResult
+from normstats.results import Device, NormalizerInfo, RunningState, UpdateResult
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
 
@@ -124,6 +124,10 @@ class AsyncClient:
         request = pb.DeleteNormalizerRequest(name=name)
         await self._connection.call(self._connection.stub.DeleteNormalizer, request, timeout)
         self._connection.forget(name)
+
+    async def device(self, *, timeout: float | None = None) -> Device:
+        """Where the server computes, and from which size on for what."""
+        return Device.of(await self._connection.call(self._connection.stub.GetDevice, pb.GetDeviceRequest(), timeout))
 
     async def normalize(
         self,

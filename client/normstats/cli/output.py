@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from normstats.cli import spec_json
-from normstats.results import NormalizerInfo, SnapshotInfo, Stats
+from normstats.results import Device, NormalizerInfo, SnapshotInfo, Stats
 from normstats.specs import Spec
 
 # How many features `show` shows; --json has all.
@@ -46,6 +46,21 @@ def spec_text(spec: Spec) -> str:
     defaults = {field.name: field.default for field in fields(spec)}
     told = [f"{key}={value}" for key, value in described.items() if key != "kind" and defaults[key] != value]
     return f"{described['kind']}({', '.join(told)})"
+
+
+def device_table(device: Device) -> Table:
+    """Where a server computes: from which size on, and what a tensor took there and on the processor."""
+    table = Table("normalizing", f"on {device.device} ({device.name})", "the largest tried: processor", "device")
+    for placing in device.placings:
+        largest = placing.trials[-1] if placing.trials else None
+        where = "never" if placing.from_bytes is None else f"from {placing.from_bytes:,} bytes"
+        table.add_row(
+            placing.operation,
+            "always" if placing.from_bytes == 0 else where,
+            "" if largest is None else f"{largest.cpu_seconds * 1e3:.2f} ms",
+            "" if largest is None else f"{largest.device_seconds * 1e3:.2f} ms",
+        )
+    return table
 
 
 def infos_table(infos: list[NormalizerInfo]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -32,19 +33,27 @@ def ls(session: Session, prefix: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option("--snapshot", help="The statistics under this tag, instead of the present ones.")
+@click.option("--device", is_flag=True, help="Where the server computes, and from which size on for what.")
 @pass_session
-def show(session: Session, name: str, snapshot: str | None) -> None:
-    """Show a normalizer and its statistics.
+def show(session: Session, name: str | None, snapshot: str | None, device: bool) -> None:
+    """Show a normalizer and its statistics, or the server's device.
 
     \b
     normstats show robot/obs
     normstats show robot/obs --snapshot 2026-11-20 --json
+    normstats show --device
     """
     from normstats.specs import keeps_statistics
 
+    if device == (name is not None):
+        raise click.UsageError("show takes a normalizer's NAME, or --device")
     with session.client() as client:
+        if name is None:
+            found = client.device()
+            session.emit(asdict(found), output.device_table(found))
+            return
         normalizer = client.get(name)
         stats = normalizer.stats(snapshot=snapshot) if keeps_statistics(normalizer.spec) else None
     described = output.info_json(normalizer.info) | {"stats": None if stats is None else output.stats_json(stats)}

@@ -13,7 +13,7 @@ from normstats import requests, specs
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
 from normstats.errors import InvalidArgument
 from normstats.options import Mode, NormalizeOptions
-from normstats.results import NormalizerInfo, RunningState, UpdateResult
+from normstats.results import Device, NormalizerInfo, RunningState, UpdateResult
 from normstats.sync.connection import Connection
 from normstats.sync.normalizer import Normalizer
 from normstats.sync.normalizing import normalize, normalize_many
@@ -119,6 +119,10 @@ class Client:
         request = pb.DeleteNormalizerRequest(name=name)
         self._connection.call(self._connection.stub.DeleteNormalizer, request, timeout)
         self._connection.forget(name)
+
+    def device(self, *, timeout: float | None = None) -> Device:
+        """Where the server computes, and from which size on for what."""
+        return Device.of(self._connection.call(self._connection.stub.GetDevice, pb.GetDeviceRequest(), timeout))
 
     def normalize(
         self,

@@ -1802,3 +1802,110 @@ class CompareSnapshotsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareSnapshotsResponse: _TypeAlias = CompareSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class GetDeviceRequest(_message.Message):
+    """GetDeviceRequest asks for nothing in particular."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeviceRequest: _TypeAlias = GetDeviceRequest  # noqa: Y015
+
+@_typing.final
+class GetDeviceResponse(_message.Message):
+    """GetDeviceResponse is where the server computes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Placing(_message.Message):
+        """Placing says of one operation what is sent to the device; smaller tensors stay on the processor."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OPERATION_FIELD_NUMBER: _builtins.int
+        FROM_BYTES_FIELD_NUMBER: _builtins.int
+        TRIALS_FIELD_NUMBER: _builtins.int
+        operation: _builtins.str
+        """What kind of normalization."""
+        from_bytes: _builtins.int
+        """From so many bytes on; 0 is all, -1 none."""
+        @_builtins.property
+        def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetDeviceResponse.Trial]:
+            """What was tried; empty where there was no choice."""
+
+        def __init__(
+            self,
+            *,
+            operation: _builtins.str = ...,
+            from_bytes: _builtins.int = ...,
+            trials: _abc.Iterable[Global___GetDeviceResponse.Trial] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["from_bytes", b"from_bytes", "operation", b"operation", "trials", b"trials"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Trial(_message.Message):
+        """Trial is how long a tensor took, from host memory and back."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SIZE_BYTES_FIELD_NUMBER: _builtins.int
+        CPU_SECONDS_FIELD_NUMBER: _builtins.int
+        DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+        size_bytes: _builtins.int
+        """Its size, in bytes."""
+        cpu_seconds: _builtins.float
+        """On the processor."""
+        device_seconds: _builtins.float
+        """On the device."""
+        def __init__(
+            self,
+            *,
+            size_bytes: _builtins.int = ...,
+            cpu_seconds: _builtins.float = ...,
+            device_seconds: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "device_seconds", b"device_seconds", "size_bytes", b"size_bytes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PLACINGS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """As torch names it: cpu, cuda."""
+    name: _builtins.str
+    """What it calls itself."""
+    @_builtins.property
+    def placings(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetDeviceResponse.Placing]:
+        """One for each operation."""
+
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        name: _builtins.str = ...,
+        placings: _abc.Iterable[Global___GetDeviceResponse.Placing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "name", b"name", "placings", b"placings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeviceResponse: _TypeAlias = GetDeviceResponse  # noqa: Y015

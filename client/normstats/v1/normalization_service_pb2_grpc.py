@@ -85,6 +85,11 @@ class NormalizationServiceStub(object):
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.WatchRunningStatsRequest.SerializeToString,
                 response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.WatchRunningStatsResponse.FromString,
                 _registered_method=True)
+        self.GetDevice = channel.unary_unary(
+                '/normstats.v1.NormalizationService/GetDevice',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceResponse.FromString,
+                _registered_method=True)
         self.CreateNormalizer = channel.unary_unary(
                 '/normstats.v1.NormalizationService/CreateNormalizer',
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.CreateNormalizerRequest.SerializeToString,
@@ -237,6 +242,13 @@ class NormalizationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDevice(self, request, context):
+        """GetDevice tells where the server computes, and what its trials at the start made it send there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateNormalizer(self, request, context):
         """CreateNormalizer makes a normalizer. ALREADY_EXISTS if the name is taken, unless `exist_ok` is set and the spec
         is the same but for its affine parameters and initial statistics. Idempotent with `exist_ok`.
@@ -367,6 +379,11 @@ def add_NormalizationServiceServicer_to_server(servicer, server):
                     servicer.WatchRunningStats,
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.WatchRunningStatsRequest.FromString,
                     response_serializer=normstats_dot_v1_dot_normalization__service__pb2.WatchRunningStatsResponse.SerializeToString,
+            ),
+            'GetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDevice,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceResponse.SerializeToString,
             ),
             'CreateNormalizer': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateNormalizer,
@@ -690,6 +707,33 @@ class NormalizationService(object):
             '/normstats.v1.NormalizationService/WatchRunningStats',
             normstats_dot_v1_dot_normalization__service__pb2.WatchRunningStatsRequest.SerializeToString,
             normstats_dot_v1_dot_normalization__service__pb2.WatchRunningStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/normstats.v1.NormalizationService/GetDevice',
+            normstats_dot_v1_dot_normalization__service__pb2.GetDeviceRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.GetDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,8 @@ class NormalizationServiceStub:
     """WatchRunningStats sends the statistics now, and again whenever they change. A slow reader misses versions in
     between, never the newest. Ends with NOT_FOUND when the normalizer is deleted. Codes as GetRunningStats.
     """
+    GetDevice: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.GetDeviceRequest, _normalization_service_pb2.GetDeviceResponse]
+    """GetDevice tells where the server computes, and what its trials at the start made it send there."""
     CreateNormalizer: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.CreateNormalizerRequest, _normalization_service_pb2.CreateNormalizerResponse]
     """CreateNormalizer makes a normalizer. ALREADY_EXISTS if the name is taken, unless `exist_ok` is set and the spec
     is the same but for its affine parameters and initial statistics. Idempotent with `exist_ok`.
@@ -191,6 +193,8 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     """WatchRunningStats sends the statistics now, and again whenever they change. A slow reader misses versions in
     between, never the newest. Ends with NOT_FOUND when the normalizer is deleted. Codes as GetRunningStats.
     """
+    GetDevice: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.GetDeviceRequest, _normalization_service_pb2.GetDeviceResponse]  # type: ignore[assignment]
+    """GetDevice tells where the server computes, and what its trials at the start made it send there."""
     CreateNormalizer: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.CreateNormalizerRequest, _normalization_service_pb2.CreateNormalizerResponse]  # type: ignore[assignment]
     """CreateNormalizer makes a normalizer. ALREADY_EXISTS if the name is taken, unless `exist_ok` is set and the spec
     is the same but for its affine parameters and initial statistics. Idempotent with `exist_ok`.
@@ -345,6 +349,14 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         """WatchRunningStats sends the statistics now, and again whenever they change. A slow reader misses versions in
         between, never the newest. Ends with NOT_FOUND when the normalizer is deleted. Codes as GetRunningStats.
         """
+
+    @_abc_1.abstractmethod
+    def GetDevice(
+        self,
+        request: _normalization_service_pb2.GetDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_normalization_service_pb2.GetDeviceResponse, _abc.Awaitable[_normalization_service_pb2.GetDeviceResponse]]:
+        """GetDevice tells where the server computes, and what its trials at the start made it send there."""
 
     @_abc_1.abstractmethod
     def CreateNormalizer(
