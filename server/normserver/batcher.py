@@ -86,12 +86,16 @@ class Batcher:
             ResourceExhausted: too much is waiting already.
             ServiceError: what the engine found wrong with the values.
         """
-        if not self._is_brief((job,)):
+        result = self.if_brief(job)
+        if result is None:
             return await self.ended(job, self.begin(job))
-        result = _told(self._now((job,))[0], job)
         if isinstance(result, Exception):
             raise result
         return result
+
+    def if_brief(self, job: Job) -> Encoded | Exception | None:
+        """Normalize a batch here and now; None if that would take long."""
+        return _told(self._now((job,))[0], job) if self._is_brief((job,)) else None
 
     def is_brief(self, alike: Alike) -> bool:
         """Whether batches that are alike are to be normalized here and now."""
@@ -164,10 +168,17 @@ class Batcher:
         return self._compute.timed(lambda: self._work(jobs))
 
     def _is_brief(self, jobs: Sequence[Job]) -> bool:
-        """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled."""
+        """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled.
+
+        Tensors in shared memory leave the loop little else to do: they are, up to what it can be held for.
+        """
         size = sum(job.batch.x.nbytes for job in jobs)
-        on_loop = size <= _BRIEF_BYTES and self._placement.of_size(jobs[0].plan, size) == CPU
-        return on_loop and self._seconds.get(_sort(jobs), inf) < _brief_seconds(len(jobs))
+        if self._placement.of_size(jobs[0].plan, size) != CPU:
+            return False
+        seconds = self._seconds.get(_sort(jobs), inf)
+        if jobs[0].out is not None:
+            return seconds < _LONGEST_SECONDS
+        return size <= _BRIEF_BYTES and seconds < _brief_seconds(len(jobs))
 
     def _work(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
         """One launch, of jobs of one kind; on whatever thread this is."""

@@ -1,4 +1,4 @@
-"""Several things awaited at once."""
+"""What becomes of things that are awaited, errors included."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+async def outcome(one: Awaitable[T]) -> T | Exception:
+    """What becomes of it."""
+    try:
+        return await one
+    except Exception as error:
+        return error
 
 
 async def ended(several: Iterable[Awaitable[T]]) -> list[T | Exception]:

@@ -76,6 +76,8 @@ class Normalizing:
             InvalidArgument: they are too many.
         """
         _check_number(requests)
+        if len(requests) == 1 and requests[0].message.HasField("output_place"):
+            return self._placed_at_once(requests[0], caller)
         alike: dict[Form, list[int]] = {}
         for index, request in enumerate(requests):
             form = self._forms.of(request)
@@ -109,6 +111,8 @@ class Normalizing:
             InvalidArgument: they are too many.
         """
         _check_number(requests)
+        if len(requests) == 1:
+            return [await futures.outcome(self.one(requests[0], caller))]
         taken: list[_Asked | ServiceError] = []
         for request in requests:
             try:
@@ -129,6 +133,18 @@ class Normalizing:
         for index, outcome in zip(contributing, trained, strict=True):
             ended[index] = outcome
         return ended
+
+    def _placed_at_once(self, request: Carried[pb.NormalizeRequest], caller: str) -> Sequence[bytes | Exception] | None:
+        """The same of a tensor in shared memory."""
+        try:
+            parts = self._parts(request)
+        except ServiceError as error:
+            return [error]
+        resolved = self._planner.at_hand(parts.wanted)
+        if resolved is None or parts.contributes or parts.style is not None:
+            return None
+        result = self._batcher.if_brief(self._asked(parts, resolved, caller).job)
+        return None if result is None else [self._told(result)]
 
     def _parts(self, request: Carried[pb.NormalizeRequest]) -> _Parts:
         message = request.message
