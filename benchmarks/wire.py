@@ -33,6 +33,7 @@ from rich.table import Table
 import normstats
 from benchmarks.kernels import cpu_name
 from benchmarks.peers import echo
+from normserver import polling
 from normstats.chunking import CHUNK_BYTES
 from tests.server_process import ServerProcess
 
@@ -73,7 +74,8 @@ class Process:
 def echoing() -> Iterator[tuple[str, Process]]:
     """The echo's address and process."""
     command = [sys.executable, "-m", "benchmarks.peers.echo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    environment = os.environ | polling.environment()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         try:
             yield f"127.0.0.1:{int(server.stdout.readline())}", Process(server.pid)

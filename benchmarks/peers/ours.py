@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.peers.driver import ROOT, Driver
 from benchmarks.peers.peer import ECHO, GRPC, KERNEL, OURS, SHARED_MEMORY, Peer
 from benchmarks.peers.servers import Server, Tree, free_port
+from normserver import polling
 
 # Scripts find the benchmarks they share with the others from wherever they run.
 PATHS = {"PYTHONPATH": str(ROOT)}
@@ -53,7 +54,7 @@ def echo(stack: ExitStack, folder: Path) -> list[Peer]:
     """
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "benchmarks.peers.echo", address]
-    server = Server(command, address, folder / "echo", PATHS)
+    server = Server(command, address, folder / "echo", PATHS | polling.environment())
     stack.callback(server.stop)
     server.wait()
     driver = Driver(sys.executable, "call_echo.py", address, log=folder / "echo driver.log", environment=PATHS)

@@ -107,6 +107,42 @@ def normalize(payload: Payload, target: specs.Spec | str, options: NormalizeOpti
     return Carried(request, payload.data())
 
 
+class Header:
+    """What a request says but for its data, serialized: where it is said again and again."""
+
+    __slots__ = ("_serialized",)
+    style_data = b""
+
+    def __init__(self, serialized: bytes) -> None:
+        self._serialized = serialized
+
+    def SerializeToString(self) -> bytes:
+        """As a message has it."""
+        return self._serialized
+
+    def HasField(self, _name: str) -> bool:
+        """It is plain: no padding, no style, no place in shared memory."""
+        return False
+
+
+_HEADERS: dict[tuple[Any, ...], Header] = {}
+_MOST_HEADERS = 1024
+
+
+def plain(payload: Payload, target: specs.Spec | str, options: NormalizeOptions) -> Carried[Any] | None:
+    """A unary normalization by a name, of an array without padding, that contributes nothing; None for any other."""
+    mode, inverse, lengths, mask, style, snapshot, _out = options
+    if not isinstance(target, str) or mode == "train" or not lengths is mask is style is None:
+        return None
+    key = target, mode, inverse, snapshot, payload.name, payload.values.shape
+    header = _HEADERS.get(key)
+    if header is None:
+        if len(_HEADERS) >= _MOST_HEADERS:
+            _HEADERS.clear()
+        header = _HEADERS[key] = Header(normalize(payload, target, options).message.SerializeToString())
+    return Carried(header, payload.data())
+
+
 def opening(
     target: specs.Spec | str, spec: specs.Spec, mode: Mode, options: NormalizeOptions, moments: Moments | None
 ) -> Carried[pb.NormalizeStreamRequest]:

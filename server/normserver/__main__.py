@@ -6,7 +6,7 @@ import sys
 
 from pydantic import ValidationError
 
-from normserver import config, logs, processes
+from normserver import config, logs, polling, processes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(settings.log_format, settings.log_level)
     if settings.processes > 1:
         return processes.supervise(settings)
+    polling.choose()
     # Only now: torch takes a second to import, and --help should not wait for it.
     from normserver.app import serve
     from normserver.store.base import StoreError, StoreUnavailable

@@ -17,7 +17,7 @@ from normcore.stack import MomentsStack
 from normserver import codec, engine, futures, replies
 from normserver.codec import Encoded, Reply
 from normserver.compute import Compute, Task
-from normserver.engine import Batch, Plan
+from normserver.engine import Batch, Plan, Resolved
 from normserver.errors import ServiceError, from_engine
 from normserver.forms import Form
 from normserver.kept import Kept
@@ -57,11 +57,12 @@ class Alike:
 
     __slots__ = ("form", "number", "plan", "reply", "shape", "sort", "together")
 
-    def __init__(self, form: Form, plan: Plan, version: int, number: int) -> None:
+    def __init__(self, form: Form, resolved: Resolved, number: int) -> None:
+        plan = resolved.plan
         self.form = form
         self.plan = plan
         self.number = number
-        self.reply = replies.normalized(plan.mode, version)
+        self.reply = replies.normalized(plan.mode, resolved.version)
         shape, padded = form.shape, form.lengths is not None or form.mask is not None
         rows = None if number == 1 or padded else engine.row_shape(plan, shape)
         self.together = rows is not None
@@ -78,6 +79,7 @@ class Batcher:
         self._kept = Kept()
         self._staging = Staging()
         self._seconds: dict[Hashable, float] = {}
+        self._alikes: dict[tuple[Form, int], tuple[Resolved, Alike]] = {}
 
     async def run(self, job: Job) -> Encoded:
         """Normalize a batch: here and now if that is brief, else in turn.
@@ -96,6 +98,15 @@ class Batcher:
     def if_brief(self, job: Job) -> Encoded | Exception | None:
         """Normalize a batch here and now; None if that would take long."""
         return _told(self._now((job,))[0], job) if self._is_brief((job,)) else None
+
+    def of_form(self, form: Form, resolved: Resolved, number: int) -> Alike:
+        """So many batches of a form."""
+        known = self._alikes.get((form, number))
+        if known is None or known[0] is not resolved:
+            if len(self._alikes) >= _REMEMBERED:
+                self._alikes.clear()
+            known = self._alikes[form, number] = resolved, Alike(form, resolved, number)
+        return known[1]
 
     def is_brief(self, alike: Alike) -> bool:
         """Whether batches that are alike are to be normalized here and now."""

@@ -56,6 +56,14 @@ class Plan:
     style: tuple[Tensor, Tensor] | None = None
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Resolved:
+    """A plan, and the version of the statistics in it: 0 without a normalizer."""
+
+    plan: Plan
+    version: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A tensor, and which of its elements are real."""
@@ -355,5 +363,17 @@ def _by_sample(spec: specs.Spec, x: Tensor, mask: Tensor | None, out: Tensor | N
     raise AssertionError(f"{type(spec).__name__} has statistics of its own")
 
 
+_PARAMETERS: dict[int, tuple[Any, Tensor]] = {}
+_MOST_PARAMETERS = 1024
+
+
 def _parameter(values: Any) -> Tensor | None:
-    return None if values is None else torch.from_numpy(np.array(values))
+    """A spec's array as a tensor, made once while the same spec comes again."""
+    if values is None:
+        return None
+    known = _PARAMETERS.get(id(values))
+    if known is None or known[0] is not values:
+        if len(_PARAMETERS) >= _MOST_PARAMETERS:
+            _PARAMETERS.clear()
+        known = _PARAMETERS[id(values)] = values, torch.from_numpy(np.array(values))
+    return known[1]

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from normserver import futures, replies, validate
-from normserver.batcher import Alike, Batcher, Job
+from normserver.batcher import Batcher, Job
 from normserver.codec import Encoded
 from normserver.contributing import Contributing
-from normserver.engine import Batch, Mode
+from normserver.engine import Batch, Mode, Resolved
 from normserver.errors import InvalidArgument, ServiceError
 from normserver.forms import Form, Forms
 from normserver.metrics import Metrics
-from normserver.planner import Planner, Resolved
+from normserver.planner import Planner
 from normserver.shared_memory import SharedMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire.carried import Carried
@@ -89,11 +89,11 @@ class Normalizing:
             resolved = self._planner.at_hand(form.wanted)
             if resolved is None:
                 return None
-            one = Alike(form, resolved.plan, resolved.version, len(group))
+            one = self._batcher.of_form(form, resolved, len(group))
             if one.together or len(group) == 1:
                 launches.append((one, group))
             else:
-                alone = Alike(form, resolved.plan, resolved.version, 1)
+                alone = self._batcher.of_form(form, resolved, 1)
                 launches += [(alone, [index]) for index in group]
         if not all(self._batcher.is_brief(one) for one, _ in launches):
             return None

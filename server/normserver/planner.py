@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from normcore.errors import NormcoreError, NothingSeen
 from normcore.running import Estimate, Running
 from normserver import engine
 from normserver.compute import Compute
-from normserver.engine import Mode, Plan
+from normserver.engine import Mode, Plan, Resolved
 from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
 from normserver.normalizers import Normalizers
 from normserver.published import Published
@@ -21,14 +20,6 @@ from normstats import specs
 
 # Plans that are remembered, with their statistics.
 _REMEMBERED = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A plan, and the version of the statistics in it: 0 without a normalizer."""
-
-    plan: Plan
-    version: int
 
 
 class _Target(NamedTuple):

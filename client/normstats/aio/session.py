@@ -22,6 +22,10 @@ class _Asked:
     request: Request
     answer: asyncio.Future[Reply | NormstatsError | None]
 
+    def expire(self) -> None:
+        """Its time is over."""
+        self.answered(DeadlineExceeded("not answered in time"))
+
     def answered(self, answer: Reply | NormstatsError | None) -> None:
         if not self.answer.done():
             self.answer.set_result(answer)
@@ -53,7 +57,7 @@ class AsyncSession:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         asked = _Asked(request, loop.create_future())
-        timer = loop.call_at(deadline, asked.answered, DeadlineExceeded(f"not answered within {timeout:g} s"))
+        timer = loop.call_at(deadline, asked.expire)
         self._stream().ask(asked)
         try:
             answer = await asked.answer

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normstats import chunking, memory, requests, specs
-from normstats.arrays import Output, Payload, payload_of
+from normstats.arrays import Output, Payload, output_of, payload_of
 from normstats.backoff import Backoff
 from normstats.errors import InvalidArgument, NotFound, Unavailable, connection_broke, from_grpc
 from normstats.moments import Moments, batches_of
@@ -56,7 +56,9 @@ def normalize(
             opening = requests.opening(target, chunking.of_rank(spec, len(payload.shape)), mode, options, moments)
             total = connection.timeout * max(1.0, payload.values.nbytes / 2**26) if timeout is None else timeout
             return _in_chunks(connection, opening, payload, options, total)
-    request = _request(connection, payload, target, options)
+    request = requests.plain(payload, target, options) or _request(connection, payload, target, options)
+    if options.out is None:
+        return _output(payload, connection.normalize(request, timeout))
     output = Output(payload, options.out)
     reply = connection.normalize(request, timeout)
     output.add(reply.message.output, reply.data)
@@ -149,9 +151,7 @@ def _request(
 
 
 def _output(payload: Payload, reply: Carried[Any]) -> Any:
-    output = Output(payload)
-    output.add(reply.message.output, reply.data)
-    return output.value()
+    return output_of(payload, reply.message.output, reply.data)
 
 
 def _moments(
