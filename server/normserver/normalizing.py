@@ -61,6 +61,10 @@ class Normalizing:
         Raises:
             ServiceError: something in the request is wrong, or cannot be done now.
         """
+        if (now := self.at_once((request,), caller)) is not None:
+            if isinstance(now[0], Exception):
+                raise now[0]
+            return now[0]
         parts = self._parts(request)
         asked = self._asked(parts, await self._planner.resolve(parts.wanted, style=parts.style), caller)
         result = await self._batcher.run(asked.job)
