@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import Any
@@ -47,9 +46,9 @@ class Session:
             self._process, self._idle, self._watch = os.getpid(), [], _Watch()
         deadline = monotonic() + timeout
         talk = self._taken()
+        self._watch.begin(talk, deadline)
         try:
-            with self._watch.over(talk, deadline):
-                (answer,) = sessions.results(talk.ask(Message([request], 1)))
+            (answer,) = sessions.results(talk.ask(Message([request], 1)))
         except (grpc.RpcError, StopIteration) as error:
             talk.end()
             if monotonic() >= deadline:
@@ -58,6 +57,8 @@ class Session:
         except BaseException:
             talk.end()
             raise
+        finally:
+            self._watch.end(talk)
         self._give(talk)
         if isinstance(answer, Unavailable):
             return self._alone(request, deadline - monotonic())
@@ -118,18 +119,17 @@ class _Watch:
         self._lock = threading.Lock()
         self._looks = False
 
-    @contextmanager
-    def over(self, talk: _Talk, deadline: float) -> Iterator[None]:
-        """Within this block the stream ends at the deadline."""
+    def begin(self, talk: _Talk, deadline: float) -> None:
+        """From here on the stream ends at the deadline."""
         self._deadlines[talk] = deadline
         if not self._looks:
-            self._begin()
-        try:
-            yield
-        finally:
-            self._deadlines.pop(talk, None)
+            self._start()
 
-    def _begin(self) -> None:
+    def end(self, talk: _Talk) -> None:
+        """It has been answered, or has ended."""
+        self._deadlines.pop(talk, None)
+
+    def _start(self) -> None:
         with self._lock:
             if not self._looks:
                 self._looks = True
