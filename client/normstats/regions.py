@@ -91,11 +91,23 @@ class Pool:
             self._regions[region.name] = region
 
     def forget(self) -> bool:
-        """The server has taken all back. Arrays stay, as memory like any other. Whether there were any."""
+        """The server has taken all back. Arrays stay, as memory like any other. Whether any of it lay idle."""
         with self._lock:
-            had_any = bool(self._regions)
+            self._look()
+            idle = any(self._free.values())
             self._begin()
-            return had_any
+            return idle
+
+    def knows(self, name: bytes) -> bool:
+        """Whether a region is the server's, as far as is known."""
+        with self._lock:
+            self._look()
+            return name in self._regions
+
+    def withhold(self, *arrays: npt.NDArray[Any]) -> None:
+        """The server may still read or write these: they serve nobody else until all is forgotten."""
+        with self._lock:
+            self._withheld += arrays
 
     def place_of(self, values: npt.NDArray[Any]) -> pb.Place | None:
         """Where a dense array lies, if in a region and where a tensor may begin."""
@@ -113,6 +125,7 @@ class Pool:
         self._process = os.getpid()
         self._regions: dict[bytes, Region] = {}
         self._free: dict[int, list[Region]] = {}
+        self._withheld: list[npt.NDArray[Any]] = []
         # Arrays may end at any time, the collector's too: what they give back is looked through later.
         self._given_back: deque[Region] = deque()
 

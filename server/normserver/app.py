@@ -248,6 +248,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 def serve(settings: Settings) -> None:
     """Run a server in this process until it is told to stop."""
     process.keep_memory()
+    process.take_descriptors()
     asyncio.run(_serve(settings))
 
 

@@ -34,8 +34,8 @@ _BRIEF_SECONDS, _BRIEF_BYTES = 200e-6, 1 << 20
 _LONGEST_SECONDS = 1e-3
 # Larger batches gain nothing from company: arithmetic is most of what they cost, and they would be copied once more.
 _TOGETHER_BYTES = 1 << 16
-# Kinds of calls whose times are remembered.
-_REMEMBERED = 4096
+# Kinds of calls whose times are remembered; forms of which it is remembered what they are like.
+_REMEMBERED, _MOST_ALIKE = 4096, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +104,20 @@ class Batcher:
         """So many batches of a form."""
         known = self._alikes.get((form, number))
         if known is None or known[0] is not resolved:
-            if len(self._alikes) >= _REMEMBERED:
+            if len(self._alikes) >= _MOST_ALIKE:
                 self._alikes.clear()
             known = self._alikes[form, number] = resolved, Alike(form, resolved, number)
         return known[1]
 
-    def is_brief(self, alike: Alike) -> bool:
-        """Whether batches that are alike are to be normalized here and now."""
-        size = alike.form.size_bytes * alike.number
-        if size > _BRIEF_BYTES or self._placement.of_size(alike.plan, size) != CPU:
-            return False
-        return self._seconds.get(alike.sort, inf) < _brief_seconds(alike.number)
+    def are_brief(self, several: Sequence[Alike]) -> bool:
+        """Whether batches that are alike are to be normalized here and now, one launch after another."""
+        for alike in several:
+            size = alike.form.size_bytes * alike.number
+            if size > _BRIEF_BYTES or self._placement.of_size(alike.plan, size) != CPU:
+                return False
+            if self._seconds.get(alike.sort, inf) >= _brief_seconds(alike.number):
+                return False
+        return len(several) == 1 or sum(self._seconds[alike.sort] for alike in several) < _LONGEST_SECONDS
 
     def alike(self, alike: Alike, data: Sequence[Data]) -> list[Encoded | Exception]:
         """Normalize the data of batches that are alike, here and now; what became of each."""
@@ -149,9 +152,11 @@ class Batcher:
         """Normalize batches; what became of each, in their order."""
         results: dict[int, Encoded | Exception] = {}
         waiting: dict[int, asyncio.Future[Encoded]] = {}
+        spent = 0.0
         for group in _groups(jobs):
             some = [jobs[index] for index in group]
-            if self._is_brief(some):
+            if spent < _LONGEST_SECONDS and self._is_brief(some):
+                spent += self._seconds[_sort(some)]
                 results.update(zip(group, self._now(some), strict=True))
                 continue
             for index in group:
@@ -282,8 +287,13 @@ def _sort(jobs: Sequence[Job]) -> Hashable:
 def _sort_of(
     plan: Plan, dtype: torch.dtype, rows: int, row_shape: tuple[int, ...], padded: bool, number: int
 ) -> Hashable:
-    kind = type(plan.spec), plan.mode, plan.inverse, dtype, row_shape, padded
+    kind = type(plan.spec), *_costs(plan.spec), plan.mode, plan.inverse, dtype, row_shape, padded
     return *kind, rows.bit_length(), number.bit_length()
+
+
+def _costs(spec: specs.Spec) -> Sequence[Hashable]:
+    """What in a spec decides how long it takes."""
+    return [str(getattr(spec, name, "")) for name in ("virtual_batch_size", "size", "p", "axis", "axes")]
 
 
 def _told(result: Encoded | Exception, job: Job) -> Encoded | Exception:

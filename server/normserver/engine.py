@@ -130,6 +130,8 @@ def kind_of(plan: Plan, batch: Batch) -> Hashable | None:
     """
     if batch.mask is not None or batch.sample_weights is not None:
         return None
+    if batch.lengths is not None and len(batch.lengths) != len(batch.x):
+        return None  # it is refused, and not by way of others' lengths
     rows = row_shape(plan, tuple(batch.x.shape), lengths=batch.lengths is not None)
     return None if rows is None else (plan, batch.x.dtype, rows, batch.lengths is not None)
 
@@ -364,7 +366,7 @@ def _by_sample(spec: specs.Spec, x: Tensor, mask: Tensor | None, out: Tensor | N
 
 
 _PARAMETERS: dict[int, tuple[Any, Tensor]] = {}
-_MOST_PARAMETERS = 1024
+_MOST_PARAMETERS, _LARGEST_PARAMETER_BYTES = 256, 1 << 16
 
 
 def _parameter(values: Any) -> Tensor | None:
@@ -373,6 +375,8 @@ def _parameter(values: Any) -> Tensor | None:
         return None
     known = _PARAMETERS.get(id(values))
     if known is None or known[0] is not values:
+        if values.nbytes > _LARGEST_PARAMETER_BYTES:
+            return torch.from_numpy(np.array(values))
         if len(_PARAMETERS) >= _MOST_PARAMETERS:
             _PARAMETERS.clear()
         known = _PARAMETERS[id(values)] = values, torch.from_numpy(np.array(values))

@@ -59,6 +59,8 @@ def _form(message: pb.NormalizeRequest) -> Form | None:
         description, lengths, mask = validate.described(message)
     except ServiceError:
         return None
+    if not description.size_bytes:
+        return None
     dtype = codec.dtype_of(description.element)
     assert wanted.mode is not Mode.TRAIN, "TRAIN was left out"
     return Form(wanted, dtype, description.shape, description.size_bytes, lengths, mask)

@@ -99,7 +99,7 @@ class Normalizing:
             else:
                 alone = self._batcher.of_form(form, resolved, 1)
                 launches += [(alone, [index]) for index in group]
-        if not all(self._batcher.is_brief(one) for one, _ in launches):
+        if not self._batcher.are_brief([one for one, _ in launches]):
             return None
         ended: list[bytes | Exception] = [b""] * len(requests)
         for one, group in launches:
@@ -117,19 +117,19 @@ class Normalizing:
         _check_number(requests)
         if len(requests) == 1:
             return [await futures.outcome(self.one(requests[0], caller))]
-        taken: list[_Asked | ServiceError] = []
+        taken: list[_Asked | Exception] = []
         for request in requests:
             try:
                 parts = self._parts(request)
                 resolved = await self._planner.resolve(parts.wanted, style=parts.style)
                 taken.append(self._asked(parts, resolved, caller))
-            except ServiceError as error:
+            except Exception as error:  # a bug too is that tensor's own
                 taken.append(error)
         results = iter(await self._batcher.run_all([item.job for item in taken if isinstance(item, _Asked)]))
         ended: list[bytes | Exception] = []
         contributing: dict[int, Awaitable[bytes]] = {}
         for index, item in enumerate(taken):
-            result = item if isinstance(item, ServiceError) else next(results)
+            result = item if isinstance(item, Exception) else next(results)
             ended.append(self._told(result))
             if isinstance(item, _Asked) and item.contributes is not None and isinstance(result, Encoded):
                 contributing[index] = self._contributed(item.contributes, result)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from normcore.errors import NormcoreError, NothingSeen
 from normcore.running import Estimate, Running
-from normserver import engine
+from normserver import engine, validate
 from normserver.compute import Compute
 from normserver.engine import Mode, Plan, Resolved
 from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
@@ -54,9 +54,10 @@ class Planner:
             return known
         target = await self._target(wanted)
         resolved = await self._plan(wanted, target, None)
-        if len(self._remembered) >= _REMEMBERED:
-            self._remembered.clear()
-        self._remembered[_key(wanted)] = target.source, resolved
+        if isinstance(target.source, Record) or validate.is_remembered(target.source):
+            if len(self._remembered) >= _REMEMBERED:
+                self._remembered.clear()
+            self._remembered[_key(wanted)] = target.source, resolved
         return resolved
 
     def at_hand(self, wanted: Wanted) -> Resolved | None:

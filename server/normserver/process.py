@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import resource
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ import torch
 # A thread that waits for the GIL takes it after so long; the default of 5 ms is a commit's whole time.
 _SWITCH_SECONDS = 0.0005
 
+
+_DESCRIPTORS = 1 << 16
 
 # glibc's mallopt: what it sets, by number, and to what.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
@@ -31,6 +34,14 @@ def keep_memory() -> None:
         mallopt(_MMAP_THRESHOLD, _LARGEST_BYTES)
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_TOP_PAD, _STEP_BYTES)
+
+
+def take_descriptors() -> None:
+    """More open files, where the system allows it: connections and regions of shared memory take some each."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or most > now:
+        wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
 def settle() -> None:

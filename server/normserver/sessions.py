@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from normserver import replies
+from normserver import futures, replies
 from normserver.errors import Unavailable
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizing import Normalizing
 from normstats.wire.carried import ManyCarried
 
-# Messages of one call that were received and are not answered yet; it is not read further meanwhile.
-_UNDER_WAY = 64
+# Tensors and bytes of one call that were received and are not answered yet; it is not read further meanwhile.
+_MOST_TENSORS, _MOST_BYTES = 64, 64 << 20
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -61,19 +61,30 @@ class _Session:
         self._caller = caller
         self._write = write
         self._writing = asyncio.Lock()
-        self._room = asyncio.Semaphore(_UNDER_WAY)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], tuple[int, int]] = {}
+        self._answered = asyncio.Event()
 
     async def take(self, message: ManyCarried) -> None:
-        """Answer a message: now if that is brief, else in a task of its own."""
+        """Answer a message: now if that is brief, else in a task of its own, when there is room."""
         results = self._normalizing.at_once(message.requests, self._caller)
         if results is not None:
             await self._send(message, results)
             return
-        await self._room.acquire()
+        size = len(message.requests), sum(len(request.data) for request in message.requests)
+        while not self._has_room(*size):
+            self._answered.clear()
+            await self._answered.wait()
         task = asyncio.create_task(self._later(message))
-        self._under_way.add(task)
+        self._under_way[task] = size
         task.add_done_callback(self._done)
+
+    def _has_room(self, tensors: int, size_bytes: int) -> bool:
+        """Whether so much can be under way beside what is; alone anything can."""
+        taken = self._under_way.values()
+        return not taken or (
+            sum(one for one, _ in taken) + tensors <= _MOST_TENSORS
+            and sum(one for _, one in taken) + size_bytes <= _MOST_BYTES
+        )
 
     async def finish(self) -> None:
         """Answer all that was taken."""
@@ -85,7 +96,8 @@ class _Session:
             task.cancel()
 
     async def _later(self, message: ManyCarried) -> None:
-        await self._send(message, await self._normalizing.several(message.requests, self._caller))
+        outcome = await futures.outcome(self._normalizing.several(message.requests, self._caller))
+        await self._send(message, [outcome] * len(message.requests) if isinstance(outcome, Exception) else outcome)
 
     async def _send(self, message: ManyCarried, results: Sequence[bytes | Exception]) -> None:
         answer = replies.normalized_many(results, "NormalizeManyStream", message.number)
@@ -93,7 +105,7 @@ class _Session:
             await self._write(answer)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        self._room.release()
+        del self._under_way[task]
+        self._answered.set()
         if not task.cancelled():
             task.exception()  # seen: the call has ended, or will, as it cannot be written to

@@ -24,8 +24,8 @@ from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normstats.v1 import normalization_service_pb2 as pb
 
-# Regions that one call may hold, and where tensors may begin in them.
-_MOST_REGIONS, _ALIGNED = 1024, 64
+# Regions that one call may hold, and all together: each takes two descriptors. Where tensors may begin in them.
+_MOST_REGIONS, _MOST_IN_ALL, _ALIGNED = 1024, 4096, 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -109,12 +109,19 @@ class SharedMemory:
         if size_bytes <= 0:
             raise InvalidArgument("allocate_bytes", f"is {size_bytes}; expected at least 1")
         size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        if self._size_bytes + size_bytes > self._limit_bytes or held == _MOST_REGIONS:
+        full = held == _MOST_REGIONS or len(self._regions) == _MOST_IN_ALL
+        if self._size_bytes + size_bytes > self._limit_bytes or full:
             raise ResourceExhausted(
                 f"{size_bytes} bytes would be more than --shared-memory-bytes {self._limit_bytes}, of which "
-                f"{self._size_bytes} are lent already, or this call holds {_MOST_REGIONS} regions",
+                f"{self._size_bytes} are lent already, or there are {_MOST_REGIONS} regions of this call",
                 reason="SHARED_MEMORY_LIMIT",
             )
+        try:
+            return self._made(size_bytes)
+        except OSError as error:
+            raise ResourceExhausted(f"no region: {error.strerror}", reason="SHARED_MEMORY_LIMIT") from error
+
+    def _made(self, size_bytes: int) -> _Region:
         descriptor = os.memfd_create("normstats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size_bytes)

@@ -108,6 +108,13 @@ def spec(message: resources_pb2.Spec, field: str) -> specs.Spec:
         raise from_spec(error, field) from error
 
 
+def is_remembered(spec: specs.Spec) -> bool:
+    """Whether a spec is small enough to be the same object when it comes again."""
+    arrays = (getattr(spec, name, None) for name in spec.PARAMETERS)
+    size: int = sum(array.nbytes for array in arrays if array is not None)
+    return size <= _REMEMBERED_SPEC_BYTES
+
+
 @lru_cache(maxsize=256)
 def _remembered_spec(serialized: bytes) -> specs.Spec:
     return spec_wire.from_proto(resources_pb2.Spec.FromString(serialized))

@@ -95,6 +95,23 @@ async def test_what_is_wrong_with_one_is_raised_to_that_one(server: ServerProces
     assert isinstance(unseen, normstats.FailedPrecondition)
 
 
+async def test_empty_arrays_come_back_empty_however_often(server: ServerProcess) -> None:
+    async with normstats.aio.connect(server.target) as client:
+        for _ in range(10):
+            calls = (client.normalize(np.zeros((rows, 4), np.float32), LAYER) for rows in (0, 1, 0))
+            outputs = await asyncio.gather(*calls)
+            assert [y.shape for y in outputs] == [(0, 4), (1, 4), (0, 4)]
+
+
+async def test_a_thousand_at_once_of_what_was_never_seen_wait_for_room(server: ServerProcess) -> None:
+    arrays = [RNG.normal(size=(1, 3 + index)).astype(np.float32) for index in range(1000)]
+    async with normstats.aio.connect(server.target) as client:
+        await client.normalize(arrays[0], normstats.LpNorm())
+        outputs = await asyncio.gather(*(client.normalize(x, normstats.LpNorm()) for x in arrays))
+    for x, y in zip(arrays, outputs, strict=True):
+        np.testing.assert_allclose(y, x / np.linalg.norm(x), rtol=1e-5)
+
+
 async def test_batches_to_train_on_are_each_counted_once(server: ServerProcess, name: str) -> None:
     batches = [RNG.normal(5, 2, (4, 3)) for _ in range(20)]
     async with normstats.aio.connect(server.target) as client:

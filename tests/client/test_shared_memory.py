@@ -6,12 +6,14 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -199,19 +201,112 @@ def test_it_goes_on_with_a_server_that_has_begun_anew(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_what_is_overwritten_is_not_tried_again_with_another_server(tmp_path: Path) -> None:
+def test_what_is_to_be_overwritten_is_there_for_another_attempt(tmp_path: Path, expected: np.ndarray) -> None:
     server = ServerProcess(tmp_path, "--shared-memory", by_socket=True).start()
     try:
         with normstats.connect(server.target, shared_memory=True) as client:
-            x = client.empty(X.shape)
-            x[:] = X
-            server.kill()
-            server.start()
-            with pytest.raises(normstats.Unavailable, match="overwritten in part"):
-                client.normalize(x, LAYER, out=x)
-            client.normalize(x, LAYER, out=x)  # it is plain memory from here on
+            for _ in range(2):
+                x = client.empty(X.shape)
+                x[:] = X
+                server.kill()
+                server.start()
+                assert client.normalize(x, LAYER, out=x) is x
+                np.testing.assert_array_equal(x, expected)
     finally:
         server.stop()
+
+
+@contextmanager
+def stopped(server: ServerProcess) -> Iterator[None]:
+    """The server does nothing, and is there."""
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_memory_of_a_call_that_was_given_up_serves_no_other(tmp_path: Path, expected: np.ndarray) -> None:
+    server = ServerProcess(tmp_path, "--shared-memory", by_socket=True).start()
+    try:
+        with normstats.connect(server.target, shared_memory=True) as client:
+            for _ in range(3):
+                client.normalize(X, LAYER)
+            pool = client._connection.memory._pool  # type: ignore[union-attr]
+            with stopped(server), pytest.raises(normstats.DeadlineExceeded):
+                client.normalize(X, LAYER, timeout=0.3)
+            given_up = {values.__array_interface__["data"][0] for values in pool._withheld}
+            assert len(given_up) == 2
+            for _ in range(5):
+                y = client.normalize(X, LAYER)
+                np.testing.assert_array_equal(y, expected)
+                assert y.__array_interface__["data"][0] not in given_up
+    finally:
+        server.stop()
+
+
+def test_asking_for_memory_takes_no_longer_than_the_call_may(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, "--shared-memory", by_socket=True).start()
+    try:
+        with normstats.connect(server.target, shared_memory=True) as client:
+            client.normalize(X[:300], LAYER)
+            with stopped(server):
+                begun = time.monotonic()
+                with pytest.raises(normstats.DeadlineExceeded):
+                    client.empty(1 << 20, timeout=0.3)
+                assert time.monotonic() - begun < 2
+            assert client.empty(1 << 20).nbytes == 4 << 20
+    finally:
+        server.stop()
+
+
+async def test_asking_that_was_cancelled_does_not_spoil_the_next(tmp_path: Path, expected: np.ndarray) -> None:
+    server = ServerProcess(tmp_path, "--shared-memory", by_socket=True).start()
+    try:
+        async with normstats.aio.connect(server.target, shared_memory=True) as client:
+            await client.normalize(X[:300], LAYER)
+            with stopped(server):
+                asking = asyncio.ensure_future(client.normalize(X, LAYER))
+                await asyncio.sleep(0.1)
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+            np.testing.assert_array_equal(await client.normalize(X, LAYER), expected)
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            assert (await client.empty(1 << 21)).nbytes == 8 << 20  # of a size that none was of
+            results = await asyncio.gather(*(client.normalize(X, LAYER) for _ in range(8)))
+            assert all(np.array_equal(y, expected) for y in results)
+    finally:
+        server.stop()
+
+
+async def test_many_at_once_outlive_their_server(tmp_path: Path, expected: np.ndarray) -> None:
+    server = ServerProcess(tmp_path, "--shared-memory", by_socket=True).start()
+    try:
+        async with normstats.aio.connect(server.target, shared_memory=True) as client:
+            await asyncio.gather(*(client.normalize(X, LAYER) for _ in range(8)))
+            for _ in range(2):
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+                results = await asyncio.gather(*(client.normalize(X, LAYER) for _ in range(8)))
+                assert all(np.array_equal(y, expected) for y in results)
+    finally:
+        server.stop()
+
+
+def test_arrays_that_are_kept_are_refused_in_the_end(sharing: ServerProcess) -> None:
+    with normstats.connect(sharing.target, shared_memory=True) as client:
+        kept: list[np.ndarray] = []
+
+        def keep_on() -> None:
+            while True:
+                kept.append(client.empty(1 << 18))  # a megabyte each, where 16 are lent
+
+        with pytest.raises(normstats.ResourceExhausted):
+            keep_on()
+        assert len(kept) <= 16
 
 
 def test_a_server_that_stops_is_not_held_up(tmp_path: Path) -> None:

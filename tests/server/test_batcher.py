@@ -199,6 +199,19 @@ async def test_what_is_wrong_with_one_is_told_to_that_one(device: Device) -> Non
     assert last.sent == (await device.batcher.run(jobs[2])).sent
 
 
+async def test_anothers_wrong_lengths_are_no_affair_of_mine(device: Device) -> None:
+    plan = Plan(specs.InstanceNorm(2), Mode.BATCH)
+
+    def padded(rows_: int, *lengths: int) -> Job:
+        return job(rows(rows_, 10).reshape(rows_, 2, 5), plan, lengths=torch.tensor(lengths))
+
+    jobs = [padded(3, 1, 2), padded(2, 3, 4), padded(2, 5, 5, 5)]  # seven rows, and seven lengths
+    first, mine, last = await device.while_busy(jobs)
+    assert isinstance(first, InvalidArgument)
+    assert isinstance(last, InvalidArgument)
+    assert mine.sent == (await device.batcher.run(jobs[1])).sent
+
+
 async def test_callers_take_turns(device: Device) -> None:
     plans = [Plan(specs.LayerNorm(8), Mode.BATCH) for _ in range(8)]  # of one plan they would go together
     jobs = [job(rows(1), plan, "greedy") for plan in plans[:6]] + [job(rows(1), plan, "modest") for plan in plans[6:]]

@@ -155,8 +155,8 @@ class AsyncClient:
             mask: bool; True is real. Padding is in no statistic and comes back as it was.
             style: of an AdaptiveInstanceNorm: an array (N or 1, C, ...) or a normalizer's name.
             snapshot: use the statistics under this tag.
-            out: a dense array or tensor of the result's kind, shape and dtype, which is filled and returned. With
-                shared memory it may be x itself; if such a call fails, x may be overwritten in part.
+            out: a dense array or tensor of the result's kind, shape and dtype, which is filled and returned; also x.
+                In shared memory it may still be written to after a call that was given up.
             timeout: seconds.
 
         Returns:

@@ -75,15 +75,23 @@ class Conversation:
 
     async def send(self, message: Any) -> None:
         """Send a message."""
-        await self._call.write(message)
+        try:
+            await self._call.write(message)
+        except asyncio.InvalidStateError:
+            await self._call.read()  # the call has ended: this says why
 
-    async def receive(self) -> Any:
+    async def receive(self, timeout: float | None = None) -> Any:
         """The next message.
 
         Raises:
             grpc.RpcError: the call has ended.
+            DeadlineExceeded: it does not come within the timeout.
         """
-        return await self._call.read()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._call.read()
+        except TimeoutError:
+            raise DeadlineExceeded("not answered in time") from None
 
     async def end(self) -> None:
         """Hang up."""

@@ -136,7 +136,7 @@ class AsyncConnection:
         self._open()
         await self._session.close()
         if self.memory is not None:
-            await self.memory.lost()
+            await self.memory.close()
         await self._channel.close()
         for channel, _ in self._others.values():
             await channel.close()

@@ -14,7 +14,16 @@ from normstats import chunking, memory, requests, specs
 from normstats.aio import concurrency
 from normstats.arrays import Output, Payload, output_of, payload_of
 from normstats.backoff import Backoff
-from normstats.errors import InvalidArgument, NotFound, Unavailable, connection_broke, from_grpc
+from normstats.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    NormstatsError,
+    NotFound,
+    Unavailable,
+    connection_broke,
+    from_grpc,
+)
 from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
 from normstats.v1 import normalization_service_pb2 as pb
@@ -72,29 +81,39 @@ async def _in_shared_memory(
     options: NormalizeOptions,
     timeout: float | None,
 ) -> Any:
-    """Where the server sees the array too; again, if it is another server by then, unless the array is overwritten."""
+    """Where the server sees the array too; again, if it is another server by then.
+
+    Never in place: what has been overwritten could not be tried again.
+    """
     seconds = connection.timeout if timeout is None else timeout
+    deadline = monotonic() + seconds
     request, output = _request(connection, payload, target, options), Output(payload, options.out)
     request.data = b""
     while True:
-        _held, place = await _placed(shared, payload.values, seconds)
-        result, result_place = output.memory, None
-        if result is not None and (not output.overwrites or result.ctypes.data == payload.values.ctypes.data):
-            result_place = shared.place_of(result)
+        left = max(0.0, deadline - monotonic())
+        held, place = await _placed(shared, payload.values, left)
+        result = None if output.overwrites else output.memory
+        result_place = None if result is None else shared.place_of(result)
         if result is None or result_place is None:
-            result = await shared.array(output.size_bytes, seconds)
+            result = await shared.array(output.size_bytes, left)
             result_place = shared.place_of(result)
         request.message.input_place.CopyFrom(place)
         request.message.output_place.CopyFrom(result_place or pb.Place())
         try:
-            await connection.normalize(request, timeout)
+            await connection.normalize(request, left)
         except NotFound as error:
-            if error.reason != _NO_SUCH_REGION:
+            if error.reason != _NO_SUCH_REGION or monotonic() >= deadline:
                 raise
-            await shared.lost()
-            if result is output.memory and output.overwrites:
-                raise Unavailable("the server was lost; out is x, which may be overwritten in part") from error
+            await shared.lost(place.region)
+            await shared.lost(request.message.output_place.region)
             continue
+        except NormstatsError as error:
+            if isinstance(error, Cancelled | DeadlineExceeded | Unavailable):
+                shared.withhold(held, result)
+            raise
+        except BaseException:
+            shared.withhold(held, result)
+            raise
         output.lies_in(result)
         return output.value()
 

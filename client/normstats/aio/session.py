@@ -126,6 +126,9 @@ class _Talk:
                 while self._asked:
                     group = list(sessions.first_message(self._asked))
                     self._asked = self._asked[len(group) :]
+                    group = [one for one in group if not one.answer.done()]
+                    if not group:
+                        continue
                     self._number += 1
                     self._under_way[self._number] = group
                     await self._call.write(Message([one.request for one in group], self._number))

@@ -72,13 +72,25 @@ class Conversation:
         """Send a message."""
         self._outgoing.put(message)
 
-    def receive(self) -> Any:
+    def receive(self, timeout: float | None = None) -> Any:
         """The next message.
 
         Raises:
             grpc.RpcError: the call has ended.
+            DeadlineExceeded: it does not come within the timeout.
         """
-        return next(self._call)
+        if timeout is None:
+            return next(self._call)
+        late = threading.Timer(timeout, self._call.cancel)
+        late.start()
+        try:
+            return next(self._call)
+        except grpc.RpcError:
+            if late.is_alive():
+                raise
+            raise DeadlineExceeded("not answered in time") from None
+        finally:
+            late.cancel()
 
     def end(self) -> None:
         """Hang up."""

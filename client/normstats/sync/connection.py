@@ -135,7 +135,7 @@ class Connection:
         self._open()
         self._session.close()
         if self.memory is not None:
-            self.memory.lost()
+            self.memory.close()
         self._channel.close()
         for channel, _ in self._others.values():
             channel.close()

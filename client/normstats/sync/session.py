@@ -121,19 +121,15 @@ class _Watch:
 
     def begin(self, talk: _Talk, deadline: float) -> None:
         """From here on the stream ends at the deadline."""
-        self._deadlines[talk] = deadline
-        if not self._looks:
-            self._start()
+        with self._lock:
+            self._deadlines[talk] = deadline
+            if not self._looks:
+                self._looks = True
+                threading.Thread(target=self._look, name="normalize-watch", daemon=True).start()
 
     def end(self, talk: _Talk) -> None:
         """It has been answered, or has ended."""
         self._deadlines.pop(talk, None)
-
-    def _start(self) -> None:
-        with self._lock:
-            if not self._looks:
-                self._looks = True
-                threading.Thread(target=self._look, name="normalize-watch", daemon=True).start()
 
     def _look(self) -> None:
         while True:
