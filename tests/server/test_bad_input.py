@@ -147,6 +147,10 @@ SPECS: dict[str, tuple[resources_pb2.Spec, str]] = {
     "no kind": (resources_pb2.Spec(), "spec.kind"),
     "no features": (resources_pb2.Spec(standardize={}), "spec.standardize.num_features"),
     "-1 features": (resources_pb2.Spec(standardize={"num_features": -1}), "spec.standardize.num_features"),
+    "4,194,305 features": (
+        resources_pb2.Spec(standardize={"num_features": 2**22 + 1}),
+        "spec.standardize.num_features",
+    ),
     "2^62 features": (resources_pb2.Spec(standardize={"num_features": 2**62}), "spec.standardize.num_features"),
     "eps is nan": (
         resources_pb2.Spec(layer_norm={"normalized_shape": [3], "eps": float("nan")}),

@@ -29,6 +29,10 @@ def check(condition: bool, argument: str, sentence: str) -> None:
         raise InvalidSpec(argument, sentence)
 
 
+# Features that running statistics are kept of.
+MAX_FEATURES = 1 << 22
+
+
 def check_positive_int(spec: Any, *names: str) -> None:
     """Check that arguments are integers from 1 on."""
     for name in names:

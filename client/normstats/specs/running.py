@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from normstats.specs.base import SpecBase, check, check_eps, check_parameter, check_positive_int
+from normstats.specs.base import MAX_FEATURES, SpecBase, check, check_eps, check_parameter, check_positive_int
 
 NanPolicy = Literal["reject", "omit"]
 
@@ -148,6 +148,11 @@ RunningSpec = BatchNorm | Standardize | MinMax
 
 def _running(spec: Any) -> None:
     check_positive_int(spec, "num_features")
+    check(
+        spec.num_features <= MAX_FEATURES,
+        "num_features",
+        f"is {spec.num_features}; expected at most {MAX_FEATURES}: each has statistics of 56 bytes",
+    )
     check(
         isinstance(spec.channel_axis, int) and -8 <= spec.channel_axis < 8,
         "channel_axis",
