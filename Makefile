@@ -31,10 +31,11 @@ test: setup ## all tests but those that take minutes, with coverage
 faults: setup ## each promise at its full size, half an hour: kill -9 at every write, cut connections, failing stores
 	$(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
-bench: setup ## the figures of the README, on this machine: some 35 minutes
+bench: setup ## the figures of the README, on this machine: some 45 minutes
 	$(BIN)/python -m benchmarks.aggregation $(ARGS)
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.wire
+	$(BIN)/python -m benchmarks.peers
 
 demo: setup ## the whole service on real data: four workers, a kill -9, and exact statistics
 	$(BIN)/python examples/demo.py

@@ -287,13 +287,7 @@ def _sort(jobs: Sequence[Job]) -> Hashable:
 def _sort_of(
     plan: Plan, dtype: torch.dtype, rows: int, row_shape: tuple[int, ...], padded: bool, number: int
 ) -> Hashable:
-    kind = type(plan.spec), *_costs(plan.spec), plan.mode, plan.inverse, dtype, row_shape, padded
-    return *kind, rows.bit_length(), number.bit_length()
-
-
-def _costs(spec: specs.Spec) -> Sequence[Hashable]:
-    """What in a spec decides how long it takes."""
-    return [str(getattr(spec, name, "")) for name in ("virtual_batch_size", "size", "p", "axis", "axes")]
+    return plan.costs, dtype, row_shape, padded, rows.bit_length(), number.bit_length()
 
 
 def _told(result: Encoded | Exception, job: Job) -> Encoded | Exception:

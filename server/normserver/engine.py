@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
 from typing import Any
@@ -54,6 +54,12 @@ class Plan:
     estimate: Estimate | None = None
     moments: Moments | None = None
     style: tuple[Tensor, Tensor] | None = None
+    # What of it decides how long it takes.
+    costs: tuple[Hashable, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = (str(getattr(self.spec, name, "")) for name in ("virtual_batch_size", "size", "p", "axis", "axes"))
+        object.__setattr__(self, "costs", (type(self.spec), self.mode, self.inverse, *told))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

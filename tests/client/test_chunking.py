@@ -53,21 +53,21 @@ def test_cuts_are_whole_rows_that_cover_all(shape: tuple[int, ...], cuts: list[t
 class TestTraining:
     """Contributing first and normalizing after is a TRAIN only where nothing but the batch's moments matters."""
 
-    LARGE = payload_of(np.zeros((2, 1 << 23), np.float32))
+    LARGE = payload_of(np.zeros((4, 1 << 22), np.float32))
 
     def goes(self, payload: Payload, spec: normstats.Spec, **options: Any) -> bool:
         return chunking.goes_in_chunks(payload, spec, "train", PLAIN._replace(**options))
 
     def test_only_a_large_batch_is_cut(self) -> None:
-        assert self.goes(self.LARGE, normstats.BatchNorm(1 << 23))
-        assert not self.goes(self.LARGE.rows(0, 1), normstats.BatchNorm(1 << 23))
+        assert self.goes(self.LARGE, normstats.BatchNorm(1 << 22))
+        assert not self.goes(self.LARGE.rows(0, 2), normstats.BatchNorm(1 << 22))
 
     def test_renormalization_looks_at_running_statistics_and_goes_whole(self) -> None:
-        assert not self.goes(self.LARGE, normstats.BatchNorm(1 << 23, renorm=(1.5, 0.5)))
+        assert not self.goes(self.LARGE, normstats.BatchNorm(1 << 22, renorm=(1.5, 0.5)))
 
     @pytest.mark.parametrize("options", [{"inverse": True}, {"snapshot": "a"}, {"style": "a"}], ids=str)
     def test_what_the_server_refuses_is_not_contributed_first(self, options: dict[str, Any]) -> None:
-        assert not self.goes(self.LARGE, normstats.BatchNorm(1 << 23), **options)
+        assert not self.goes(self.LARGE, normstats.BatchNorm(1 << 22), **options)
 
 
 class TestPadding:
