@@ -44,20 +44,20 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="normstats-postgres-"))
         self._data = self._folder / "data"
         self._log = self._folder / "log"
-        self._as = _who(self._folder, found)
+        # Popen would fork for a `user`, and a fork runs gRPC's handlers beside what is under way here: it may hang.
+        who = _who(self._folder, found)
+        self._as = [] if who is None else ["setpriv", "--reuid", str(who), "--regid", str(who), "--clear-groups"]
         self.port = _free_port()
         self.process: subprocess.Popen[bytes] | None = None
         initdb = [self._bin / "initdb", "-D", self._data, "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale"]
-        subprocess.run(initdb, check=True, capture_output=True, cwd=self._folder, user=self._as, group=self._as)
+        subprocess.run([*self._as, *initdb], check=True, capture_output=True, cwd=self._folder)
 
     def start(self) -> Postgres:
         """Start, and return once it answers."""
         command = [self._bin / "postgres", "-D", self._data, "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
         command += ["-c", "max_connections=200", "-c", "shared_buffers=64MB"]
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self._folder, user=self._as, group=self._as
-            )
+            self.process = subprocess.Popen([*self._as, *command], stdout=log, stderr=log, cwd=self._folder)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
