@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class ServerProcess:
         self.flags = flags
         self.port = port
         # A socket's path has at most 107 characters: a folder of the tests' may be longer.
-        self._socket = tempfile.mktemp(prefix="normstats-", suffix=".sock") if by_socket else ""
+        self._socket = f"{tempfile.mkdtemp(prefix='normstats-')}/socket" if by_socket else ""
         self.target = self.http = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._log = folder / f"server-{os.urandom(4).hex()}.log"
@@ -81,6 +82,8 @@ class ServerProcess:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+        if self._socket:
+            shutil.rmtree(Path(self._socket).parent, ignore_errors=True)
 
     def log(self) -> str:
         """Everything it has logged."""

@@ -195,8 +195,8 @@ class Output:
                 f"{self._like.shape}",
                 field="out",
             )
-        address = out.data_ptr() if is_torch(out) else _address(out)
-        if not payload.values.flags.writeable or (payload.values.size and _address(payload.values) != address):
+        address = out.data_ptr() if is_torch(out) else address_of(out)
+        if not payload.values.flags.writeable or (payload.values.size and address_of(payload.values) != address):
             raise InvalidArgument("out is read-only or not dense, or on a device", field="out")
         return payload.values.reshape(-1).view(np.uint8)
 
@@ -211,6 +211,7 @@ class Output:
         return torch.frombuffer(buffer, dtype=dtype).reshape(self._like.shape).to(like.device)
 
 
-def _address(values: npt.NDArray[Any]) -> int:
+def address_of(values: npt.NDArray[Any]) -> int:
+    """Where an array's first byte is in this process."""
     address: int = values.__array_interface__["data"][0]
     return address

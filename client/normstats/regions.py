@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from normstats.arrays import address_of
 from normstats.errors import FailedPrecondition
 from normstats.v1 import normalization_service_pb2 as pb
 
@@ -61,7 +62,7 @@ def opened(reply: pb.ShareMemoryResponse) -> Region:
         memory = mmap.mmap(descriptor, reply.size_bytes)
     finally:
         os.close(descriptor)
-    return Region(reply.region, memory, _address(np.frombuffer(memory, np.uint8)))
+    return Region(reply.region, memory, address_of(np.frombuffer(memory, np.uint8)))
 
 
 class Pool:
@@ -114,7 +115,7 @@ class Pool:
         with self._lock:
             self._look()
             regions = list(self._regions.values())
-        address = _address(values)
+        address = address_of(values)
         for region in regions:
             offset = address - region.address
             if 0 <= offset <= region.size_bytes - values.nbytes and offset % _ALIGNED == 0:
@@ -136,11 +137,6 @@ class Pool:
             region = self._given_back.popleft()
             if region.name in self._regions:
                 self._free.setdefault(region.size_bytes, []).append(region)
-
-
-def _address(values: npt.NDArray[Any]) -> int:
-    address: int = values.__array_interface__["data"][0]
-    return address
 
 
 def _not_shared(what: str) -> FailedPrecondition:

@@ -17,11 +17,11 @@ from normcore.stack import MomentsStack
 from normserver import codec, engine, futures, replies
 from normserver.codec import Encoded, Reply
 from normserver.compute import Compute, Task
-from normserver.engine import Batch, Plan, Resolved
+from normserver.engine import CPU, Batch, Plan, Resolved
 from normserver.errors import ServiceError, from_engine
 from normserver.forms import Form
 from normserver.kept import Kept
-from normserver.placement import CPU, Placement
+from normserver.placement import Placement
 from normserver.staging import Staging
 from normserver.turns import MOST_TASKS
 from normstats import specs
@@ -117,7 +117,8 @@ class Batcher:
                 return False
             if self._seconds.get(alike.sort, inf) >= _brief_seconds(alike.number):
                 return False
-        return len(several) == 1 or sum(self._seconds[alike.sort] for alike in several) < _LONGEST_SECONDS
+        # Compute threads note times too, and may have begun anew since: what is gone costs nothing here.
+        return sum(self._seconds.get(alike.sort, 0.0) for alike in several) < _LONGEST_SECONDS
 
     def alike(self, alike: Alike, data: Sequence[Data]) -> list[Encoded | Exception]:
         """Normalize the data of batches that are alike, here and now; what became of each."""
@@ -156,7 +157,7 @@ class Batcher:
         for group in _groups(jobs):
             some = [jobs[index] for index in group]
             if spent < _LONGEST_SECONDS and self._is_brief(some):
-                spent += self._seconds[_sort(some)]
+                spent += self._seconds.get(_sort(some), 0.0)
                 results.update(zip(group, self._now(some), strict=True))
                 continue
             for index in group:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from normstats import specs
 MAX_GHOST_BATCHES = 1024
 
 # Statistics are kept and merged there, wherever the device is that took them.
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 # Parts of kept memory begin at a cache line.
 _ALIGNED = 64
 
@@ -95,7 +94,7 @@ def normalize(plan: Plan, batch: Batch, device: torch.device, out: Tensor | None
         NormcoreError: shape, padding or values do not fit the spec.
     """
     x, mask = batch.x.to(device), _mask(plan.spec, batch, device)
-    if out is None or device == _CPU:
+    if out is None or device == CPU:
         return _normalize(plan, x, mask, out)
     found = _normalize(plan, x, mask, None)
     return replace(found, y=out.copy_(found.y))
@@ -159,8 +158,8 @@ def normalize_together(
     arena = memory(2 * half)
     whole = torch.cat(parts, out=tensor_in(arena, parts[0].dtype, shape))
     lengths = [batch.lengths for batch in batches if batch.lengths is not None]
-    out = tensor_in(arena[half:], output_dtype(whole), shape) if device == _CPU else None
-    y = normalize(plan, Batch(whole, torch.cat(lengths) if lengths else None), device, out).y.to(_CPU)
+    out = tensor_in(arena[half:], output_dtype(whole), shape) if device == CPU else None
+    y = normalize(plan, Batch(whole, torch.cat(lengths) if lengths else None), device, out).y.to(CPU)
     return [part.reshape(batch.x.shape) for part, batch in zip(torch.split(y, sizes), batches, strict=True)]
 
 
@@ -213,7 +212,7 @@ def moments(spec: specs.RunningSpec, batch: Batch, device: torch.device) -> list
             mask=None if mask is None else mask[some],
             weights=None if weights is None else weights[some],
             nan_policy=spec.nan_policy,
-        ).to(_CPU)
+        ).to(CPU)
         for some in rows
     ]
 
@@ -299,12 +298,12 @@ def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | Non
         r_max, d_max = spec.renorm
         running = plan.estimate
         y, own = normcore.batch_renorm(x, running.mean, running.var, r_max=r_max, d_max=d_max, **common)
-        return Normalized(y, (own.to(_CPU),))
+        return Normalized(y, (own.to(CPU),))
     _check_ghosts(x.shape[0] if x.dim() else 1, spec.virtual_batch_size)
     y, batches = normcore.batch_norm(
         x, num_features=spec.num_features, virtual_batch_size=spec.virtual_batch_size, **common
     )
-    return Normalized(y, [own.to(_CPU) for own in batches])
+    return Normalized(y, [own.to(CPU) for own in batches])
 
 
 def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Normalized:
@@ -320,7 +319,7 @@ def _by_own(plan: Plan, spec: specs.RunningSpec, x: Tensor, mask: Tensor | None,
         nan_policy=_nan_policy(plan),
         out=out,
     )
-    return Normalized(y, (own.to(_CPU),))
+    return Normalized(y, (own.to(CPU),))
 
 
 def _rule(spec: specs.RunningSpec) -> normcore.ToUnit | normcore.ToRange:
@@ -328,7 +327,7 @@ def _rule(spec: specs.RunningSpec) -> normcore.ToUnit | normcore.ToRange:
     if isinstance(spec, specs.MinMax):
         return normcore.ToRange(*spec.feature_range, clip=spec.clip)
     assert isinstance(spec, specs.Standardize), "batch norm has a way of its own"
-    return normcore.ToUnit(spec.eps, clip=inf if spec.clip is None else spec.clip)
+    return normcore.ToUnit(spec.eps, clip=math.inf if spec.clip is None else spec.clip)
 
 
 def _check_ghosts(samples: int, size: int | None) -> None:

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from normcore.running import Estimate
 from normserver import engine
-from normserver.engine import Batch, Mode, Plan
+from normserver.engine import CPU, Batch, Mode, Plan
 from normserver.staging import Staging
 from normstats import specs
-
-CPU = torch.device("cpu")
 
 
 class Operation(Enum):

@@ -15,10 +15,10 @@ from normcore.running import Estimate
 from normserver import batcher, replies
 from normserver.batcher import Batcher, Job
 from normserver.compute import Compute
-from normserver.engine import Batch, Mode, Plan
+from normserver.engine import CPU, Batch, Mode, Plan
 from normserver.errors import InvalidArgument, ResourceExhausted
 from normserver.metrics import Metrics
-from normserver.placement import CPU, everything_on
+from normserver.placement import everything_on
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from normserver.engine import Batch, Mode, Plan
-from normserver.placement import CPU, SIZES_BYTES, Operation, Placement, Trial, by_trial, crossover, everything_on, pick
+from normserver.engine import CPU, Batch, Mode, Plan
+from normserver.placement import SIZES_BYTES, Operation, Placement, Trial, by_trial, crossover, everything_on, pick
 from normserver.staging import Staging
 from normstats import specs
 

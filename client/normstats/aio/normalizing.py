@@ -137,6 +137,7 @@ async def normalize_many(
     """Normalize arrays, small ones several to a message; see Client.normalize_many."""
     payloads = [payload_of(x) for x in arrays]
     small = [index for index, payload in enumerate(payloads) if payload.values.nbytes <= chunking.SMALL_BYTES]
+    large = [index for index, payload in enumerate(payloads) if payload.values.nbytes > chunking.SMALL_BYTES]
     outputs = dict.fromkeys(range(len(arrays)))
 
     async def together(group: Sequence[int]) -> None:
@@ -154,7 +155,7 @@ async def normalize_many(
     at_once = chunking.TENSORS_AT_ONCE
     groups = [small[start : start + at_once] for start in range(0, len(small), at_once)]
     await concurrency.each(together, groups, _MESSAGES_AT_ONCE)
-    await concurrency.each(alone, [index for index in outputs if index not in set(small)], _ARRAYS_AT_ONCE)
+    await concurrency.each(alone, large, _ARRAYS_AT_ONCE)
     return list(outputs.values())
 
 
