@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
+from google.protobuf.timestamp_pb2 import Timestamp
 from torch import Tensor
 
 from normcore.kernels import launch
@@ -113,10 +115,22 @@ def decode_moments(message: pb.Moments, num_features: int, field: str) -> Moment
     return _checked(_row(message, num_features, field), num_features, (field,))[0]
 
 
+def _totals(message: pb.Moments, num_features: int, field: str) -> Moments:
+    """Moments of any number of contributions."""
+    stack = _stack(_row(message, num_features, field), 1, num_features)
+    if not launch.within(stack.values, max_count=MAX_TOTAL, max_magnitude=MAX_MAGNITUDE, max_m2=sys.float_info.max):
+        _check_real(stack[0], field)
+    return stack[0]
+
+
 def _checked(data: bytes, num_features: int, paths: Sequence[str]) -> MomentsStack:
-    stack = MomentsStack(float64_tensor(data).reshape(len(paths), len(ROWS), num_features))
+    stack = _stack(data, len(paths), num_features)
     check_mergeable(stack, paths)
     return stack
+
+
+def _stack(data: bytes, size: int, num_features: int) -> MomentsStack:
+    return MomentsStack(float64_tensor(data).reshape(size, len(ROWS), num_features))
 
 
 def _row(message: pb.Moments, num_features: int, field: str) -> bytes:
@@ -147,10 +161,14 @@ def check_mergeable(batches: MomentsStack, paths: Sequence[str]) -> None:
         _check_one(moments, field)
 
 
-def _check_one(moments: Moments, field: str) -> None:
-    """The same, one after another, and with sentences."""
+def _check_real(moments: Moments, field: str) -> None:
     if problem := violations(moments):
         raise InvalidArgument(field, f"cannot be merged: {problem}", reason="INVALID_MOMENTS")
+
+
+def _check_one(moments: Moments, field: str) -> None:
+    """The same, one after another, and with sentences."""
+    _check_real(moments, field)
     if bool((moments.count > MAX_COUNT).any()):
         raise InvalidArgument(
             f"{field}.count", "exceeds 2^53, beyond which float64 cannot count", reason="INVALID_MOMENTS"
@@ -178,7 +196,7 @@ def encode_moments(moments: Moments) -> pb.Moments:
 
 
 def decode_running(message: pb.RunningState, num_features: int, field: str) -> Running:
-    """A running state of C features, checked.
+    """A running state of C features, checked: sizes, finite, and so on. Its totals may exceed what can be contributed.
 
     Raises:
         InvalidArgument: it does not hold.
@@ -188,13 +206,25 @@ def decode_running(message: pb.RunningState, num_features: int, field: str) -> R
         raise InvalidArgument(f"{field}.count", "has values that are negative or not finite")
     if message.num_batches < 0:
         raise InvalidArgument(f"{field}.num_batches", f"is {message.num_batches}; expected at least 0")
-    time = message.reference_time
     return Running(
-        moments=decode_moments(message.moments, num_features, f"{field}.moments"),
+        moments=_totals(message.moments, num_features, f"{field}.moments"),
         count=count,
         num_batches=message.num_batches,
-        time=time.ToMicroseconds() / 1e6 if message.HasField("reference_time") else NO_TIME,
+        time=decode_time(message.reference_time, f"{field}.reference_time")
+        if message.HasField("reference_time")
+        else NO_TIME,
     )
+
+
+def decode_time(message: Timestamp, field: str) -> float:
+    """Seconds since the epoch, to the microsecond.
+
+    Raises:
+        InvalidArgument: it is no time since 1970.
+    """
+    if not (0 <= message.seconds < 2**33 and 0 <= message.nanos < 1_000_000_000):
+        raise InvalidArgument(field, f"is {message.seconds} s and {message.nanos} ns; expected a time since 1970")
+    return message.ToMicroseconds() / 1e6
 
 
 class StoredRunning(Running):

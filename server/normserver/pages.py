@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 
+from normserver import names
 from normserver.errors import InvalidArgument
 
 MAX_PAGE = 1000
@@ -21,7 +22,8 @@ def asked(page_size: int, page_token: str) -> tuple[int, str]:
         raise InvalidArgument("page_size", f"is {page_size}; expected at least 0")
     try:
         after = base64.b64decode(page_token.encode("ascii"), altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeError):
+        names.check_prefix(after, "page_token")
+    except (binascii.Error, UnicodeError, InvalidArgument):
         raise InvalidArgument("page_token", "is none that this service gave; begin again without one") from None
     return min(page_size or MAX_PAGE, MAX_PAGE), after
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from google.protobuf.timestamp_pb2 import Timestamp
 from torch import Tensor
 
 from normcore.kernels.base import output_dtype
@@ -197,7 +196,7 @@ def contributions(messages: Sequence[pb.Contribution], data: bytes, prefix: str 
         field = f"{prefix}contributions[{index}]"
         name, observed_at = message.normalizer, None
         if message.HasField("observe_time"):
-            observed_at = _time(message.observe_time, f"{field}.observe_time")
+            observed_at = codec.decode_time(message.observe_time, f"{field}.observe_time")
         match message.WhichOneof("payload"):
             case "moments":
                 batches = _moments(message.moments, f"{field}.moments")
@@ -247,13 +246,6 @@ def _raw_bytes(message: pb.Contribution.RawBatch, field: str) -> int:
 def _raw(message: pb.Contribution.RawBatch, data: bytes, field: str) -> Batch:
     padding = message.padding if message.HasField("padding") else None
     return batch(message.input, data, padding, field=f"{field}.input", sample_weights=message.sample_weights)
-
-
-def _time(message: Timestamp, field: str) -> float:
-    """Seconds since the epoch, to the microsecond."""
-    if not (0 <= message.seconds < 2**33 and 0 <= message.nanos < 1_000_000_000):
-        raise InvalidArgument(field, f"is {message.seconds} s and {message.nanos} ns; expected a time since 1970")
-    return message.ToMicroseconds() / 1e6
 
 
 def input_of(request: pb.NormalizeRequest, data: Data, memory: SharedMemory) -> Batch:
@@ -357,10 +349,18 @@ def chunked(plan: Plan, message: pb.NormalizeStreamRequest.Open) -> Plan:
 
 
 def state(message: resources_pb2.RunningState, spec: specs.Spec, field: str) -> Running:
-    """A running state for a new normalizer of a spec."""
+    """A running state for a new normalizer of a spec: no more than can be contributed at once, so that others can be.
+
+    Raises:
+        InvalidArgument: the spec keeps none, or it does not hold.
+    """
     if not isinstance(spec, specs.RunningSpec):
         raise InvalidArgument(field, f"is given; {type(spec).__name__} keeps no running statistics")
-    return codec.decode_running(message, spec.num_features, field)
+    running = codec.decode_running(message, spec.num_features, field)
+    codec.check_mergeable(MomentsStack.of([running.moments]), [f"{field}.moments"])
+    if running.num_batches > codec.MAX_COUNT:
+        raise InvalidArgument(f"{field}.num_batches", f"is {running.num_batches}; expected at most 2^53")
+    return running
 
 
 def affine(before: specs.Spec, request: pb.UpdateNormalizerRequest) -> specs.Spec:

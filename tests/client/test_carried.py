@@ -57,6 +57,13 @@ def test_what_protobuf_writes_is_read(message_type: Any, size: int) -> None:
     assert (received.message, bytes(received.data)) == of_protobuf(message_type, message.SerializeToString())
 
 
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 2**63 - 1, -1, -(2**63)])
+def test_a_number_is_written_as_protobuf_writes_it(number: int) -> None:
+    request = example(pb.NormalizeRequest)
+    whole = pb.NormalizeManyStreamRequest(requests=[request], id=number)
+    assert carried.serialize_requests([Carried(request)], number) == whole.SerializeToString()
+
+
 def test_large_data_are_not_copied() -> None:
     sent = carried.serialize(Carried(example(pb.NormalizeResponse), bytes(100_000)))
     received = carried.deserializer(pb.NormalizeResponse)(sent)

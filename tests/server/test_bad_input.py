@@ -231,6 +231,33 @@ def test_a_wrong_spec_is_refused_inline_and_for_a_new_normalizer(
     assert refused(stub.GetNormalizer, pb.GetNormalizerRequest(name=name)).code is grpc.StatusCode.NOT_FOUND
 
 
+STATES: dict[str, tuple[dict[str, Any], str]] = {
+    "no count": ({"count": b""}, "state.count"),
+    "a count of -1": ({"count": f64(-1)}, "state.count"),
+    "a count beyond 2^53": ({"moments": {"count": f64(2.0**60)}}, "state.moments.count"),
+    "-1 batches": ({"num_batches": -1}, "state.num_batches"),
+    "2^63 - 1 batches": ({"num_batches": 2**63 - 1}, "state.num_batches"),
+    "a mean that is nan": ({"moments": {"mean": f64(5, float("nan"), 5)}}, "state.moments"),
+    "a time of -64 ns": ({"reference_time": {"nanos": -64}}, "state.reference_time"),
+    "a time of 2^62 s": ({"reference_time": {"seconds": 2**62}}, "state.reference_time"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_wrong_state_is_refused_for_a_new_normalizer(stub: NormalizationServiceStub, name: str, case: str) -> None:
+    fields, field = STATES[case]
+    state = resources_pb2.RunningState(moments=moments_message(X), count=f64(4), num_batches=1)
+    for changed_field, value in fields.items():
+        if isinstance(value, dict):
+            getattr(state, changed_field).MergeFrom(type(getattr(state, changed_field))(**value))
+        else:
+            setattr(state, changed_field, value)
+    spec = spec_wire.to_proto(specs.Standardize(3))
+    told = refused(stub.CreateNormalizer, pb.CreateNormalizerRequest(name=name, spec=spec, state=state))
+    assert (told.code, told.field) == (INVALID, field), told
+    assert refused(stub.GetNormalizer, pb.GetNormalizerRequest(name=name)).code is grpc.StatusCode.NOT_FOUND
+
+
 def changed(name: str, **fields: Any) -> pb.UpdateRunningStatsRequest:
     """An update whose moments have these fields."""
     message = moments_message(X)
@@ -366,10 +393,45 @@ def test_a_message_over_the_limit_is_refused_at_once(stub: NormalizationServiceS
 
 
 @pytest.mark.usefixtures("unchanged")
-@pytest.mark.parametrize("page_token", ["é", "!!", "YQ=", "/w=="])
+@pytest.mark.parametrize("page_token", ["é", "!!", "YQ=", "/w==", "AA==", "YQpi"])
 def test_a_page_token_that_is_not_ours_is_refused(stub: NormalizationServiceStub, page_token: str) -> None:
     told = refused(stub.ListNormalizers, pb.ListNormalizersRequest(page_token=page_token))
     assert (told.code, told.field) == (INVALID, "page_token")
+
+
+@pytest.mark.parametrize("next_round", [-1, 2**53 + 1, 2**63 - 1])
+def test_a_round_far_off_is_refused(stub: NormalizationServiceStub, name: str, next_round: int) -> None:
+    join = pb.SynchronizeStatsRequest.Join(group=name, member_id=PRODUCER, size=1, next_round=next_round)
+    told = refused(stub.SynchronizeStats, iter([pb.SynchronizeStatsRequest(join=join)]))
+    assert (told.code, told.field) == (INVALID, "join.next_round")
+
+
+def test_totals_beyond_what_can_be_contributed_at_once_are_read_again(own_server: ServerProcess, name: str) -> None:
+    most = 2.0**53 * (2 * 1e140) ** 2
+    fields = {"min": -1e140, "mean": 0.0, "max": 1e140, "m2": most}
+    arrays = {field: f64(value, value, value) for field, value in fields.items()} | {"count": f64(2.0**53)}
+    with grpc.insecure_channel(own_server.start().target) as channel:
+        stub = NormalizationServiceStub(channel)
+        create(stub, name, specs.Standardize(3))
+        for _ in range(3):
+            stub.UpdateRunningStats(changed(name, **arrays))
+        stub.CreateSnapshot(pb.CreateSnapshotRequest(normalizer=name, tag="kept"))
+        before = stats(stub, name)
+    own_server.kill()
+    with grpc.insecure_channel(own_server.start().target) as channel:
+        stub = NormalizationServiceStub(channel)
+        assert [one.count for one in stub.ListNormalizers(pb.ListNormalizersRequest()).normalizers] == [3 * 2.0**53]
+        assert stats(stub, name) == before
+        assert stats(stub, name, snapshot="kept").state == before.state
+        assert not stub.UpdateRunningStats(update(name, X)).duplicate
+
+
+@pytest.mark.parametrize("number", [-1, -(2**63), 2**63 - 1])
+def test_a_message_may_have_any_number(stub: NormalizationServiceStub, seen: str, number: int) -> None:
+    message = pb.NormalizeManyStreamRequest(id=number, requests=[normalize(seen), normalize("a//b")])
+    (reply,) = stub.NormalizeManyStream(iter([message]))
+    assert reply.id == number
+    assert [result.WhichOneof("result") for result in reply.results] == ["response", "status"]
 
 
 def test_empty_tensors_are_no_error(stub: NormalizationServiceStub, seen: str) -> None:

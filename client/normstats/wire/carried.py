@@ -19,8 +19,8 @@ Data = bytes | memoryview
 
 # The tag of `data`, field 15 of wire type 2 (length-delimited), which is one byte.
 _DATA, _FIELD = 0x7A, "data"
-# The tag of an integer of field 2.
-_NUMBER = 0x10
+# The tag of an int64 of field 2; a negative one is written as the number that it is so much below.
+_NUMBER, _INT64_VALUES = 0x10, 1 << 64
 # Up to this size protobuf is faster than looking for the data here.
 _SMALL_BYTES = 1 << 16
 # What precedes the data is looked through field by field; a message of so many is left to protobuf.
@@ -65,7 +65,7 @@ def serialize_many(messages: Sequence[bytes], field: int = 1, *, number: int = 0
     tag = field << 3 | 2
     parts = [part for message in messages for part in (_prefix(len(message), tag), message)]
     if number:
-        parts.append(_prefix(number, _NUMBER))
+        parts.append(_prefix(number % _INT64_VALUES, _NUMBER))
     return b"".join(parts)
 
 

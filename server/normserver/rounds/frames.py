@@ -13,6 +13,8 @@ from normserver.rounds.group import Part, Terms
 from normstats.v1 import normalization_service_pb2 as pb
 
 MAX_SIZE = 4096
+# Whoever joins again is far below it, and the rounds from there on are still int64.
+MAX_ROUND = 2**53
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 3600.0
 
@@ -40,8 +42,8 @@ def join(frame: pb.SynchronizeStatsRequest) -> Join:
         raise InvalidArgument("join.size", f"is {message.size}; expected 1 to {MAX_SIZE}")
     if message.group_id and len(message.group_id) != names.PRODUCER_ID_BYTES:
         raise InvalidArgument("join.group_id", f"has {len(message.group_id)} bytes; expected those of Joined.group_id")
-    if message.next_round < 0:
-        raise InvalidArgument("join.next_round", f"is {message.next_round}; expected at least 0")
+    if not 0 <= message.next_round <= MAX_ROUND:
+        raise InvalidArgument("join.next_round", f"is {message.next_round}; expected 0 to {MAX_ROUND}")
     return Join(
         names.check_name(message.group, "join.group"),
         names.check_producer(message.member_id, "join.member_id"),

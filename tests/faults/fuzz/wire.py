@@ -1,0 +1,123 @@
+"""What the wire's parsers must do with any bytes: read what protobuf reads, as it reads it, or refuse.
+
+`python -m tests.faults.fuzz CORPUS` looks for bytes that they do something else with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from normstats.specs import InvalidSpec
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1 import resources_pb2, tensor_pb2
+from normstats.wire import carried, spec, tensor
+
+CARRYING = (pb.NormalizeRequest, pb.NormalizeResponse, pb.NormalizeStreamRequest, pb.NormalizeStreamResponse)
+CARRYING_MANY = (pb.NormalizeManyRequest, pb.NormalizeManyStreamRequest)
+
+
+def check(data: bytes) -> None:
+    """Hold what a parser makes of bytes against what protobuf does. The first byte chooses the parser.
+
+    Raises:
+        AssertionError: they differ; whatever else is raised is a parser's mistake as well.
+    """
+    if data:
+        parser = PARSERS[data[0] % len(PARSERS)]
+        parser(data[1:])
+
+
+def check_carried(kind: Any, data: bytes) -> None:
+    """A message that carries a tensor, read as small ones are, by protobuf, and as large ones are, by `find`."""
+    expected = parsed(kind, data)
+    for small_bytes in (len(data), -1):
+        with patch.object(carried, "_SMALL_BYTES", small_bytes):
+            try:
+                found = carried.deserializer(kind)(data)
+            except DecodeError:
+                assert expected is None
+                continue
+        assert expected is not None
+        check_same(found, expected)
+
+
+def check_many(kind: Any, data: bytes) -> None:
+    """A message of several such."""
+    expected = parsed(kind, data)
+    try:
+        found = carried.deserializer_of_many(kind)(data)
+    except DecodeError:
+        assert expected is None
+        return
+    assert expected is not None
+    assert len(found.requests) == len(expected.requests)
+    assert found.number == getattr(expected, "id", 0)
+    for one, plain in zip(found.requests, expected.requests, strict=True):
+        assert (one.message.SerializeToString(deterministic=True), one.data) == (written(plain), plain.data)
+
+
+def check_same(found: carried.Carried[Any], expected: Any) -> None:
+    """The message and its data are those that protobuf reads, and are written as protobuf writes them."""
+    data = bytes(found.data)
+    assert data == expected.data
+    assert not found.message.data
+    again = carried.serialize(found)
+    assert written(type(expected).FromString(again)) == written(expected)
+    if not len(UnknownFieldSet(expected)):  # protobuf writes those last
+        assert again == expected.SerializeToString()
+
+
+def check_tensor(data: bytes) -> None:
+    """A tensor's description: refused, or exactly as many bytes as it says."""
+    if (message := parsed(tensor_pb2.Tensor, data)) is None:
+        return
+    try:
+        found = tensor.check(message)
+    except tensor.InvalidTensor:
+        return
+    assert list(found.shape) == list(message.shape)
+    assert len(found.shape) <= tensor.MAX_RANK
+    assert min(found.shape, default=0) >= 0
+    assert found.size_bytes == math.prod(message.shape) * found.element.size_bytes < tensor.MAX_STRIDE_BYTES
+    assert tensor.describe(found.element.name, found.shape) == tensor_pb2.Tensor(dtype=message.dtype, shape=found.shape)
+
+
+def check_spec(data: bytes) -> None:
+    """A spec: refused, or one that is the same after another journey."""
+    if (message := parsed(resources_pb2.Spec, data)) is None:
+        return
+    try:
+        found = spec.from_proto(message)
+    except InvalidSpec:
+        return
+    sent = spec.to_proto(found)
+    assert spec.from_proto(sent) == found
+    assert written(spec.to_proto(spec.from_proto(sent))) == written(sent)
+
+
+def parsed(kind: Any, data: bytes) -> Any:
+    """What protobuf reads; None if it refuses."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
+
+
+def written(message: Any) -> bytes:
+    """A message's bytes, by which two are compared: NaN is not equal to itself."""
+    return bytes(message.SerializeToString(deterministic=True))
+
+
+PARSERS: tuple[Callable[[bytes], None], ...] = (
+    *(partial(check_carried, kind) for kind in CARRYING),
+    *(partial(check_many, kind) for kind in CARRYING_MANY),
+    check_tensor,
+    check_spec,
+)
