@@ -3,14 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup check test faults bench demo protos sync format clean
+# Every file that pip installs is checked against a hash, and none is built but normstats. torch is its CPU build where
+# pip's index has that; on Linux PyPI has another alone, which brings CUDA.
+PIP = $(1) -m pip install --quiet --disable-pip-version-check
+PINNED = $(PIP) --require-hashes --only-binary :all: --requirement $(2) --requirement
+INSTALL = $(PINNED) constraints-torch-cpu.txt || $(PINNED) constraints-torch.txt
+
+.PHONY: install setup check test faults bench demo protos sync lock sbom format clean
 .DELETE_ON_ERROR:
+
+install: ## a server and its client, for PYTHON
+	$(call INSTALL,$(PYTHON),constraints-server.txt)
+	$(call PIP,$(PYTHON)) --no-deps --no-build-isolation .
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-torch-cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(call INSTALL,$(BIN)/python,constraints.txt)
+	$(call PIP,$(BIN)/python) --no-deps --no-build-isolation --editable .
 	touch $@
 
 check: setup ## lint, types, walls between the rooms, contract, generated code
@@ -45,6 +56,12 @@ protos: setup ## generate client/normstats/v1 from proto/
 
 sync: setup ## generate the sync client from the asyncio one
 	$(BIN)/python tools/generate_sync.py
+
+lock: setup ## pin and hash what is new in pyproject.toml: constraints*.txt
+	$(BIN)/python tools/lock.py $(ARGS)
+
+sbom: setup ## a list, in CycloneDX, of all that a server runs with: dist/normstats.cdx.json
+	$(BIN)/python tools/sbom.py
 
 format: setup
 	$(BIN)/ruff format .
