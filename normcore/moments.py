@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -181,8 +181,18 @@ def variance(moments: Moments, ddof: int = 0) -> Tensor:
     return torch.where(degrees > 0, moments.m2 / degrees, torch.nan)
 
 
-def violations(moments: Moments) -> str | None:
-    """What no moments of real values could be, as a sentence that begins with the field's name; None if all is well.
+class Broken(NamedTuple):
+    """A rule, the first feature that breaks it and none before it, what stands there, and how many such features."""
+
+    field: str
+    feature: int
+    value: float
+    expected: str
+    features: int
+
+
+def broken(moments: Moments) -> Iterator[Broken]:
+    """What no moments of real values could be.
 
     count finite and >= 0; and where it is above 0: all finite, m2 >= 0, min <= mean <= max up to 8 ulp, and low words
     that are what is left after rounding to the high ones.
@@ -199,12 +209,20 @@ def violations(moments: Moments) -> str | None:
         ("mean_low", "less than half an ulp of mean", moments.mean + moments.mean_low == moments.mean),
         ("m2_low", "less than half an ulp of m2", moments.m2 + moments.m2_low == moments.m2),
     )
+    sound = torch.ones_like(moments.mean, dtype=torch.bool)
     for name, expected, holds in rules:
-        if not bool(holds.all()):
-            index = int((~holds).reshape(-1).nonzero()[0])
-            value = getattr(moments, name).expand(holds.shape).reshape(-1)[index].item()
-            return f"{name}[{index}] is {value!r}; expected {expected}"
-    return None
+        breaks = sound & ~holds
+        if bool(breaks.any()):
+            feature = int(breaks.nonzero()[0])
+            value = getattr(moments, name).expand(breaks.shape)[feature].item()
+            yield Broken(name, feature, value, expected, int(breaks.sum()))
+            sound &= holds
+
+
+def violations(moments: Moments) -> str | None:
+    """The first rule that is broken, as a sentence that begins with the field's name; None if all is well."""
+    first = next(broken(moments), None)
+    return None if first is None else f"{first.field}[{first.feature}] is {first.value!r}; expected {first.expected}"
 
 
 def moments_of(

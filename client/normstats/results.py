@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ class NormalizerInfo:
             _time(message.create_time),
             _time(message.update_time),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A backup that was written: where, how large, and its SHA-256 in hexadecimal digits."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

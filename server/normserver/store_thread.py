@@ -7,11 +7,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from normserver.errors import Unavailable
 from normserver.process import torch_threads
-from normserver.store.base import Store, StoreUnavailable, Transaction, TryAgain
+from normserver.store.base import Copy, Store, StoreUnavailable, Transaction, TryAgain
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,16 +50,33 @@ class StoreThread:
         try:
             result = await self._on_thread(lambda: self._in_transaction(work))
         except StoreUnavailable as error:
-            if self.up:
-                log.error("store failed", extra={"error": str(error)})
-            self.up = False
-            raise Unavailable(
-                "the store is not available; nothing acknowledged was lost, and a retry is safe"
-            ) from error
+            raise self._failed(error) from error
         if not self.up:
             log.info("store is back")
         self.up = True
         return result
+
+    async def copy(self) -> Path:
+        """A copy of the whole store as of one commit, in a file that is the caller's to delete. One at a time.
+
+        It is made in steps of milliseconds, and commits come between them.
+
+        Raises:
+            NoCopies, CopyFailed: see Store.copy.
+            Unavailable: the store failed.
+        """
+        copy: Copy | None = None
+        try:
+            copy = await self._on_thread(self._store.copy)
+            while not await self._on_thread(copy.step):
+                pass
+        except StoreUnavailable as error:
+            raise self._failed(error) from error
+        except asyncio.CancelledError:
+            if copy is not None:
+                self._thread.submit(_discard, copy)
+            raise
+        return copy.path
 
     async def watch_over(self) -> None:
         """While the store is down, try it again and again; runs until cancelled."""
@@ -88,6 +106,12 @@ class StoreThread:
         await self._on_thread(self._store.close)
         self._thread.shutdown()
 
+    def _failed(self, error: StoreUnavailable) -> Unavailable:
+        if self.up:
+            log.error("store failed", extra={"error": str(error)})
+        self.up = False
+        return Unavailable("the store is not available; nothing acknowledged was lost, and a retry is safe")
+
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
@@ -99,3 +123,8 @@ class StoreThread:
             except TryAgain as error:
                 met = error
         raise StoreUnavailable(f"met other servers' transactions {_ATTEMPTS} times: {met}") from met
+
+
+def _discard(copy: Copy) -> None:
+    copy.abandon()
+    copy.path.unlink(missing_ok=True)

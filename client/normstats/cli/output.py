@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from normstats.cli import spec_json
-from normstats.results import Device, NormalizerInfo, SnapshotInfo, Stats
+from normstats.results import Backup, Device, NormalizerInfo, SnapshotInfo, Stats
 from normstats.specs import Spec
 
 # How many features `show` shows; --json has all.
@@ -32,6 +32,11 @@ def info_json(info: NormalizerInfo) -> dict[str, Any]:
 def snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
     """A snapshot."""
     return {field.name: plain(getattr(info, field.name)) for field in fields(info)}
+
+
+def backup_json(backup: Backup) -> dict[str, Any]:
+    """A backup."""
+    return {"file": str(backup.path), "size_bytes": backup.size_bytes, "sha256": backup.sha256}
 
 
 def stats_json(stats: Stats) -> dict[str, Any]:

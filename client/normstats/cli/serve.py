@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from typing import NoReturn
 
 import click
 
@@ -17,7 +18,12 @@ import click
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def serve(arguments: tuple[str, ...]) -> None:
     """Run a server."""
+    become("normserver", *arguments)
+
+
+def become(module: str, *arguments: str) -> NoReturn:
+    """Go on as a module of the server's, in this very process: nothing here imports it."""
     if find_spec("torch") is None or find_spec("sqlalchemy") is None:
         click.echo("normstats: the server needs more: pip install 'normstats[server]'", err=True)
         sys.exit(1)
-    os.execv(sys.executable, [sys.executable, "-m", "normserver", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

@@ -1,4 +1,4 @@
-"""Commands on snapshots: snapshot, snapshots, restore, delete-snapshot, compare."""
+"""Commands on snapshots: snapshot, snapshots, delete-snapshot, compare."""
 
 from __future__ import annotations
 
@@ -49,21 +49,6 @@ def snapshots(session: Session, name: str) -> None:
         session.emit(None, table)
 
 
-@click.command(cls=Command)
-@click.argument("name")
-@click.argument("tag")
-@pass_session
-def restore(session: Session, name: str, tag: str) -> None:
-    """Make a snapshot's statistics the present ones, as a new version.
-
-    \b
-    normstats restore robot/obs 2026-11-20
-    """
-    with session.client() as client:
-        info = client.get(name).restore(tag)
-    session.emit(output.info_json(info), output.info_text(info))
-
-
 @click.command("delete-snapshot", cls=Command)
 @click.argument("name")
 @click.argument("tag")
@@ -105,4 +90,4 @@ def compare(session: Session, name: str, base: str, tag: str | None, limit: int)
     session.emit({"base_version": drift.base_version, "version": drift.version, "features": features}, table)
 
 
-COMMANDS = (snapshot, snapshots, restore, delete_snapshot, compare)
+COMMANDS = (snapshot, snapshots, delete_snapshot, compare)

@@ -140,6 +140,11 @@ class NormalizationServiceStub(object):
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.CompareSnapshotsRequest.SerializeToString,
                 response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.CompareSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.BackUp = channel.unary_stream(
+                '/normstats.v1.NormalizationService/BackUp',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.BackUpRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.BackUpResponse.FromString,
+                _registered_method=True)
 
 
 class NormalizationServiceServicer(object):
@@ -327,6 +332,16 @@ class NormalizationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackUp(self, request, context):
+        """BackUp sends the whole store as of one commit, as a file that `normstats restore --backup` takes; commits go on
+        meanwhile. Changes nothing. FAILED_PRECONDITION if the database's own tools make its backups, as PostgreSQL's do
+        (NOT_OFFERED); RESOURCE_EXHAUSTED if another backup is under way, or the server has no room for one;
+        UNAVAILABLE if the store is down, or the server stops: it may be asked for again, from the beginning.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NormalizationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -434,6 +449,11 @@ def add_NormalizationServiceServicer_to_server(servicer, server):
                     servicer.CompareSnapshots,
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.CompareSnapshotsRequest.FromString,
                     response_serializer=normstats_dot_v1_dot_normalization__service__pb2.CompareSnapshotsResponse.SerializeToString,
+            ),
+            'BackUp': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackUp,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.BackUpRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.BackUpResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1004,6 +1024,33 @@ class NormalizationService(object):
             '/normstats.v1.NormalizationService/CompareSnapshots',
             normstats_dot_v1_dot_normalization__service__pb2.CompareSnapshotsRequest.SerializeToString,
             normstats_dot_v1_dot_normalization__service__pb2.CompareSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/normstats.v1.NormalizationService/BackUp',
+            normstats_dot_v1_dot_normalization__service__pb2.BackUpRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.BackUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -131,6 +131,12 @@ class NormalizationServiceStub:
     """CompareSnapshots tells how far each feature has drifted from one snapshot to another, or to the present. NOT_FOUND
     if there is no such normalizer or tag; FAILED_PRECONDITION if either side has seen nothing.
     """
+    BackUp: _grpc.UnaryStreamMultiCallable[_normalization_service_pb2.BackUpRequest, _normalization_service_pb2.BackUpResponse]
+    """BackUp sends the whole store as of one commit, as a file that `normstats restore --backup` takes; commits go on
+    meanwhile. Changes nothing. FAILED_PRECONDITION if the database's own tools make its backups, as PostgreSQL's do
+    (NOT_OFFERED); RESOURCE_EXHAUSTED if another backup is under way, or the server has no room for one;
+    UNAVAILABLE if the store is down, or the server stops: it may be asked for again, from the beginning.
+    """
 
 @_typing.type_check_only
 class NormalizationServiceAsyncStub(NormalizationServiceStub):
@@ -229,6 +235,12 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     CompareSnapshots: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.CompareSnapshotsRequest, _normalization_service_pb2.CompareSnapshotsResponse]  # type: ignore[assignment]
     """CompareSnapshots tells how far each feature has drifted from one snapshot to another, or to the present. NOT_FOUND
     if there is no such normalizer or tag; FAILED_PRECONDITION if either side has seen nothing.
+    """
+    BackUp: _aio.UnaryStreamMultiCallable[_normalization_service_pb2.BackUpRequest, _normalization_service_pb2.BackUpResponse]  # type: ignore[assignment]
+    """BackUp sends the whole store as of one commit, as a file that `normstats restore --backup` takes; commits go on
+    meanwhile. Changes nothing. FAILED_PRECONDITION if the database's own tools make its backups, as PostgreSQL's do
+    (NOT_OFFERED); RESOURCE_EXHAUSTED if another backup is under way, or the server has no room for one;
+    UNAVAILABLE if the store is down, or the server stops: it may be asked for again, from the beginning.
     """
 
 class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -451,6 +463,18 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_normalization_service_pb2.CompareSnapshotsResponse, _abc.Awaitable[_normalization_service_pb2.CompareSnapshotsResponse]]:
         """CompareSnapshots tells how far each feature has drifted from one snapshot to another, or to the present. NOT_FOUND
         if there is no such normalizer or tag; FAILED_PRECONDITION if either side has seen nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def BackUp(
+        self,
+        request: _normalization_service_pb2.BackUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_normalization_service_pb2.BackUpResponse], _abc.AsyncIterator[_normalization_service_pb2.BackUpResponse]]:
+        """BackUp sends the whole store as of one commit, as a file that `normstats restore --backup` takes; commits go on
+        meanwhile. Changes nothing. FAILED_PRECONDITION if the database's own tools make its backups, as PostgreSQL's do
+        (NOT_OFFERED); RESOURCE_EXHAUSTED if another backup is under way, or the server has no room for one;
+        UNAVAILABLE if the store is down, or the server stops: it may be asked for again, from the beginning.
         """
 
 def add_NormalizationServiceServicer_to_server(servicer: NormalizationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from normserver.producers import Window
@@ -22,6 +23,40 @@ class TryAgain(Exception):
     """The transaction met another server's; nothing was written, and it will go through when begun again."""
 
 
+class NoCopies(Exception):
+    """The database's own tools make its backups: PostgreSQL's."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a PostgreSQL store is backed up by PostgreSQL's own tools, while servers work on it: "
+            "pg_dump --format=custom --file=FILE URL, and pg_restore brings it back"
+        )
+
+
+class CopyFailed(Exception):
+    """The copy could not be written; the store itself goes on."""
+
+
+class Copy(Protocol):
+    """A copy of the whole store on its way to a file, made in steps between which transactions go on."""
+
+    path: Path
+    """The file, which is whole once the last step is done, and the caller's then."""
+
+    def step(self) -> bool:
+        """Copy some more, for some milliseconds; whether that was all.
+
+        Raises:
+            CopyFailed: it could not be written; nothing is left behind.
+            StoreUnavailable: the store failed since the last step; likewise.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Copy no more, and leave nothing behind. Nothing, if it is over."""
+        ...
+
+
 class Transaction(Protocol):
     """Reads and writes that happen together or not at all."""
 
@@ -38,6 +73,10 @@ class Transaction(Protocol):
 
     def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
         """Normalizers whose names begin with `prefix` and come after `after`, in order, at most `limit`."""
+        ...
+
+    def count(self, prefixes: Collection[str]) -> int:
+        """How many normalizers have a name that begins with any of these."""
         ...
 
     def insert(self, record: Record) -> None:
@@ -136,6 +175,16 @@ class Store(Protocol):
         Raises:
             StoreUnavailable: the database failed. The connection is closed; the next transaction opens a new one.
             TryAgain: begin again.
+        """
+        ...
+
+    def copy(self) -> Copy:
+        """Begin a copy of the store as of the last transaction before its last step. One at a time.
+
+        Raises:
+            NoCopies: the database's own tools make it.
+            CopyFailed: there is no room for it.
+            StoreUnavailable: the database failed.
         """
         ...
 

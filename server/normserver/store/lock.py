@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from normserver.store.base import StoreError
@@ -42,3 +44,23 @@ class FileLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def lock_of(database: Path) -> FileLock:
+    """The lock that whoever works on a database holds."""
+    return FileLock(Path(f"{database}.lock"))
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Nobody else works on a database.
+
+    Raises:
+        StoreError: somebody does.
+    """
+    lock = lock_of(database)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -19,14 +19,23 @@ def migrate(connection: Connection, store: str) -> None:
     Raises:
         StoreError: the tables are those of a later release.
     """
-    config = Config()
-    config.set_main_option("script_location", str(files("normserver.store").joinpath("migrations")))
+    config = _config()
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        newest = ScriptDirectory.from_config(config).get_current_head()
         raise StoreError(
-            f"{store} was written by a later normstats, and this one reads its tables up to version {newest}: use the "
-            "release that wrote it"
+            f"{store} was written by a later normstats, and this one reads its tables up to version "
+            f"{newest_version()}: use the release that wrote it"
         ) from error
+
+
+def newest_version() -> str | None:
+    """The version of the tables that this release works with."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(files("normserver.store").joinpath("migrations")))
+    return config

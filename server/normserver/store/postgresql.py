@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import psycopg
 from psycopg import errors
@@ -14,7 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
-from normserver.store.base import StoreUnavailable, TryAgain
+from normserver.store.base import NoCopies, StoreUnavailable, TryAgain
 from normserver.store.migrate import migrate
 from normserver.store.transaction import CHANGES, SqlTransaction
 
@@ -65,6 +66,10 @@ class PostgresStore:
                 raise TryAgain(str(error.orig)) from error
             self._disconnect()
             raise StoreUnavailable(self._told(error)) from error
+
+    def copy(self) -> NoReturn:
+        """PostgreSQL has tools of its own for it."""
+        raise NoCopies
 
     def listen(self, changed: Callable[[Sequence[str]], None]) -> None:
         """Hear, on a thread of its own, what other servers commit."""

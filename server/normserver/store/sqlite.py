@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import secrets
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +16,10 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
-from normserver.store.base import StoreError, StoreUnavailable
-from normserver.store.lock import FileLock
+from normserver.store import urls
+from normserver.store.base import CopyFailed, StoreError, StoreUnavailable
+from normserver.store.copying import SteppedCopy
+from normserver.store.lock import lock_of
 from normserver.store.migrate import migrate
 from normserver.store.transaction import SqlTransaction
 
@@ -24,6 +29,11 @@ _PRAGMAS = ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "f
 
 _FAILURES = (DBAPIError, sqlite3.Error, OSError)
 
+# A copy's name is the store's, this, and random digits: nobody else's.
+_COPY = ".backing-up-"
+# What a copy beside the store leaves free for the store itself.
+_LEFT_BYTES = 64 << 20
+
 
 class SqliteStore:
     """A store in one file. See store.base.Store."""
@@ -31,11 +41,10 @@ class SqliteStore:
     shared = False
 
     def __init__(self, url: URL) -> None:
-        if not url.database or url.database == ":memory:":
-            raise StoreError(f"{url} names no file; an SQLite store is sqlite:///PATH (sqlite:////PATH from the root)")
-        self._path = Path(url.database).absolute()
-        self._lock = FileLock(Path(f"{self._path}.lock"))
+        self._path = urls.file_of(url)
+        self._lock = lock_of(self._path)
         self._engine: Engine | None = None
+        self._copy: SteppedCopy | None = None
 
     def open(self) -> None:
         """Lock the file, open it, make or check the schema."""
@@ -43,6 +52,7 @@ class SqliteStore:
             raise StoreError(f"there is no folder {self._path.parent}; make it, or give another --store")
         self._lock.acquire()
         try:
+            self._clear_copies()
             self._connect()
         except BaseException:
             self._lock.release()
@@ -58,6 +68,23 @@ class SqliteStore:
         except _FAILURES as error:
             self._disconnect()
             raise StoreUnavailable(_told(self._path, error)) from error
+
+    def copy(self) -> SteppedCopy:
+        """Begin a copy in a file beside this one, made by the connection itself: no other can read the store."""
+        self._abandon_copy()
+        try:
+            self._check_room()
+            pooled = (self._engine or self._connect()).raw_connection()
+            try:
+                source: Any = pooled.driver_connection
+            finally:
+                pooled.close()
+        except _FAILURES as error:
+            self._disconnect()
+            raise StoreUnavailable(_told(self._path, error)) from error
+        path = Path(f"{self._path}{_COPY}{secrets.token_hex(8)}")
+        self._copy = SteppedCopy(source, path)
+        return self._copy
 
     def listen(self, changed: Callable[[Sequence[str]], None]) -> None:
         """Nobody else writes: there is nothing to hear."""
@@ -88,7 +115,24 @@ class SqliteStore:
         self._engine = engine
         return engine
 
+    def _check_room(self) -> None:
+        size = sum(path.stat().st_size for path in (self._path, Path(f"{self._path}-wal")) if path.exists())
+        free = shutil.disk_usage(self._path.parent).free
+        if free < size + _LEFT_BYTES:
+            raise CopyFailed(f"{self._path.parent} has {free} bytes free; a copy takes {size}, and {_LEFT_BYTES} stay")
+
+    def _abandon_copy(self) -> None:
+        if self._copy is not None:
+            copy, self._copy = self._copy, None
+            copy.abandon()
+
+    def _clear_copies(self) -> None:
+        """Delete what a process that was killed left of its copies."""
+        for left in glob.glob(f"{glob.escape(str(self._path))}{_COPY}*"):
+            Path(left).unlink(missing_ok=True)
+
     def _disconnect(self) -> None:
+        self._abandon_copy()  # what is copied stays open, and goes on holding the file
         if self._engine is not None:
             engine, self._engine = self._engine, None
             engine.dispose()

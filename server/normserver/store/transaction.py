@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, delete, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from normserver.producers import Window
@@ -76,12 +91,14 @@ class SqlTransaction:
 
     def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
         """Normalizers in the order of their names."""
-        query = select(normalizers).where(normalizers.c.name > after)
-        if prefix:
-            # A range, not LIKE: it uses the primary key, and no character has a meaning of its own.
-            query = query.where(normalizers.c.name >= prefix, normalizers.c.name < _after_prefix(prefix))
+        query = select(normalizers).where(normalizers.c.name > after, _begins_with(prefix))
         query = query.order_by(normalizers.c.name).limit(limit)
         return [rows.record_of(row) for row in self._connection.execute(query)]
+
+    def count(self, prefixes: Collection[str]) -> int:
+        """How many normalizers have a name that begins with any of these."""
+        query = select(func.count()).select_from(normalizers).where(or_(false(), *map(_begins_with, prefixes)))
+        return int(self._connection.execute(query).scalar_one())
 
     def insert(self, record: Record) -> None:
         """Add a normalizer."""
@@ -216,6 +233,13 @@ class SqlTransaction:
 def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(values), _IN_LIST):
         yield values[start : start + _IN_LIST]
+
+
+def _begins_with(prefix: str) -> ColumnElement[bool]:
+    """A range, not LIKE: it uses the primary key, and no character has a meaning of its own."""
+    if not prefix:
+        return true()
+    return and_(normalizers.c.name >= prefix, normalizers.c.name < _after_prefix(prefix))
 
 
 def _after_prefix(prefix: str) -> str:
