@@ -36,6 +36,13 @@ def killing(call: str, number: int) -> tuple[str, ...]:
     return ("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
 
 
+def slowing(call: str, seconds: float) -> tuple[str, ...]:
+    """What to put before a command, so that this system call takes so much longer, and no other."""
+    inject = f"inject={call}:delay_enter={round(seconds * 1e6)}"
+    quiet = ("strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null")
+    return (*quiet, "-e", f"trace={call}", "-e", inject)
+
+
 @contextmanager
 def failing(pid: int, calls: str, error: str) -> Iterator[None]:
     """While it lasts these system calls of a process fail."""
