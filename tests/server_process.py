@@ -18,7 +18,9 @@ START_SECONDS = 60.0
 
 
 class ServerProcess:
-    """`python -m normserver` on free ports of 127.0.0.1, or at a socket. `target` and `http` are its addresses."""
+    """`python -m normserver` on free ports of 127.0.0.1, or at a socket. `target`, `http` and, if it has that port,
+    `health` are its addresses.
+    """
 
     def __init__(
         self,
@@ -36,7 +38,7 @@ class ServerProcess:
         self.port = port
         # A socket's path has at most 107 characters: a folder of the tests' may be longer.
         self._socket = f"{tempfile.mkdtemp(prefix='normstats-')}/socket" if by_socket else ""
-        self.target = self.http = ""
+        self.target = self.http = self.health = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._log = folder / f"server-{os.urandom(4).hex()}.log"
 
@@ -58,6 +60,7 @@ class ServerProcess:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         serving = self._wait_for("serving", offset)
         self.target, self.http = serving["grpc"], f"http://{serving['http']}"
+        self.health = serving.get("health", "")
         if not self._socket:
             self.port = int(self.target.rpartition(":")[2])
         return self

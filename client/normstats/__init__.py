@@ -26,6 +26,7 @@ from normstats.errors import (
     Unimplemented,
 )
 from normstats.results import Drift, NormalizerInfo, Round, RunningState, SnapshotInfo, Stats, UpdateResult
+from normstats.security import TLS
 from normstats.specs import (
     AdaptiveInstanceNorm,
     BatchNorm,
@@ -46,6 +47,7 @@ from normstats.sync import Client, Member, Normalizer, UpdateStream, connect
 __version__ = _version("normstats")
 
 __all__ = [
+    "TLS",
     "AdaptiveInstanceNorm",
     "AlreadyExists",
     "BatchNorm",

@@ -91,7 +91,7 @@ class Batcher:
         """
         result = self.if_brief(job)
         if result is None:
-            return await self.ended(job, self.begin(job))
+            return await self.ended(self.begin(job), job.prefix)
         if isinstance(result, Exception):
             raise result
         return result
@@ -138,8 +138,8 @@ class Batcher:
         """
         return self._compute.submit(Task(self._work, job, job.caller, _kind(job), job.batch.x.nbytes))
 
-    async def ended(self, job: Job, begun: asyncio.Future[Encoded]) -> Encoded:
-        """What became of it.
+    async def ended(self, begun: asyncio.Future[Encoded], prefix: str) -> Encoded:
+        """What became of a batch, whose path in the request is `prefix`.
 
         Raises:
             ServiceError: what the engine found wrong with the values.
@@ -147,7 +147,7 @@ class Batcher:
         try:
             return await begun
         except NormcoreError as error:
-            raise from_engine(error, job.prefix) from error
+            raise from_engine(error, prefix) from error
 
     async def run_all(self, jobs: Sequence[Job]) -> list[Encoded | Exception]:
         """Normalize batches; what became of each, in their order."""

@@ -49,6 +49,12 @@ class Committer:
         self._taken = asyncio.Event()
         self._stopping = False
 
+    def why_full(self) -> str:
+        """Why `submit` has no room; empty if it has."""
+        if len(self._pending) < self._max_pending:
+            return ""
+        return f"{len(self._pending)} contributions are waiting already; try again later"
+
     def submit(self, submission: Submission) -> asyncio.Future[Outcome]:
         """Queue a submission; the future holds what became of it once that is durable, or its ServiceError.
 
@@ -58,8 +64,8 @@ class Committer:
         """
         if self._stopping:
             raise Unavailable("the server is stopping; a retry is safe", reason="STOPPING")
-        if len(self._pending) >= self._max_pending:
-            raise ResourceExhausted(f"{len(self._pending)} contributions are waiting already; try again later")
+        if sentence := self.why_full():
+            raise ResourceExhausted(sentence)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._pending.append((submission, future))
         self._arrived.set()

@@ -69,14 +69,20 @@ class Compute:
         except NormcoreError as error:
             raise from_engine(error, prefix) from error
 
+    def why_full(self) -> str:
+        """Why `submit` refuses; empty if there is room."""
+        if self._queued < self._max_queued:
+            return ""
+        return f"{self._queued} normalizations are waiting already; try again later"
+
     def submit(self, task: Task[Any, T]) -> asyncio.Future[T]:
         """Queue a task. Cancelling its future withdraws it; what is under way goes on, and is counted until its end.
 
         Raises:
             ResourceExhausted: too much is waiting already.
         """
-        if self._queued >= self._max_queued:
-            raise ResourceExhausted(f"{self._queued} normalizations are waiting already; try again later")
+        if sentence := self.why_full():
+            raise ResourceExhausted(sentence)
         self._count(1)
         task.future.add_done_callback(lambda future: self._withdraw(task) if future.cancelled() else None)
         with self._changed:

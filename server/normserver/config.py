@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     config: Path | None = Field(None, description="TOML file with settings.")
     listen: str = Field("127.0.0.1:50051", description="HOST:PORT of gRPC, or unix:PATH. Port 0 picks a free one.")
     http: str = Field("127.0.0.1:9464", description="HOST:PORT of /metrics, /healthz and /readyz; empty for none.")
+    health: str = Field(
+        "",
+        description="HOST:PORT of grpc.health.v1 alone, in plaintext, for probes; it answers however busy this is.",
+    )
     store: str = Field(
         "sqlite:///normstats.db",
         description="Where normalizers are kept: sqlite:///PATH for one server, or "
@@ -65,8 +69,20 @@ class Settings(BaseSettings):
         "advertised. --processes sees to it.",
     )
     device: str = Field("auto", description="Where to compute: auto (CUDA if there is any), cpu, cuda or cuda:N.")
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the server's certificate and what it was issued by; read again when it changes."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of its key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of the authorities that callers' certificates must come from (mTLS)."
+    )
+    credentials: Path | None = Field(
+        None,
+        description="TOML file of who may do what, by the hashes of tokens and the names in certificates; read again "
+        "when it changes. normstats token makes it. Without it everybody may do everything.",
+    )
     insecure: bool = Field(
-        False, description="Listen beyond this machine although callers are not authenticated and nothing is encrypted."
+        False, description="Listen beyond this machine although callers are not authenticated or nothing is encrypted."
     )
     reflection: bool = Field(False, description="Offer gRPC server reflection.")
     shared_memory: bool = Field(
@@ -83,6 +99,29 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(
         64 * 2**20, ge=2**16, le=2**31 - 1, description="The largest message taken. Larger tensors come in chunks."
     )
+    max_metadata_bytes: int = Field(
+        16384, ge=1024, le=2**20, description="The most metadata taken with a call; more is refused."
+    )
+    max_connections: int = Field(4096, ge=1, description="Connections at a time; more are closed.")
+    max_streams_per_connection: int = Field(
+        1024, ge=1, description="Calls at a time on one connection; the caller's end keeps more waiting."
+    )
+    max_streams: int = Field(4096, ge=1, description="Streams open at a time, in all; more are refused.")
+    max_calls: int = Field(4096, ge=1, description="Unary calls under way at a time, in all; more are refused.")
+    max_memory_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Requests and replies of unary calls in memory; while there is more, calls are refused before "
+        "their messages are read.",
+    )
+    max_stream_bytes: int = Field(
+        24 * 2**20,
+        ge=2**20,
+        description="What messages of all streams may hold until they are answered; beyond it, senders wait.",
+    )
+    default_deadline_seconds: float = Field(
+        300, gt=0, description="How long a unary call may take whose caller gave no deadline."
+    )
     max_queued_normalizations: int = Field(
         256, ge=1, description="Normalizations that may wait for the device; more are refused."
     )
@@ -97,8 +136,11 @@ class Settings(BaseSettings):
         "auto", description="Lines for people or for machines; auto: for people on a terminal."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    log_calls_per_second: int = Field(
+        100, ge=0, description="At level debug each call is a line, at most so many a second."
+    )
 
-    @field_validator("listen", "http", "advertise")
+    @field_validator("listen", "http", "health", "advertise")
     @classmethod
     def _address(cls, value: str) -> str:
         if value and not value.startswith("unix:"):
@@ -106,12 +148,25 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _certificate_with_key(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key go together; one is missing")
+        if self.tls_client_ca is not None and (self.tls_cert is None or self.credentials is None):
+            raise ValueError(
+                "--tls-client-ca needs --tls-cert, --tls-key and --credentials, which say whose certificate may do what"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stay_on_this_machine(self) -> Settings:
+        if self.insecure or (self.tls_cert is not None and self.credentials is not None):
+            return self
+        missing = "nothing is encrypted" if self.tls_cert is None else "callers are not authenticated"
         for flag, address in (("listen", self.listen), ("http", self.http)):
-            if not self.insecure and not is_local(address):
+            if not is_local(address):
                 raise ValueError(
-                    f"--{flag} {address} can be reached from other machines, and callers are not authenticated: "
-                    "listen on 127.0.0.1, or say --insecure if the network keeps strangers out"
+                    f"--{flag} {address} can be reached from other machines, and {missing}: listen on 127.0.0.1, give "
+                    "--tls-cert, --tls-key and --credentials, or say --insecure if the network keeps strangers out"
                 )
         return self
 

@@ -7,7 +7,9 @@
     ├── FailedPrecondition   right in itself, not in this state: frozen, nothing seen, keeps no statistics
     ├── OutOfRange           a sequence older than its producer's window
     ├── DeadlineExceeded     a round missed members when its time was over
-    ├── ResourceExhausted    a queue is full
+    ├── ResourceExhausted    a queue is full, a limit or a quota is reached
+    ├── Unauthenticated      who calls is not known
+    ├── PermissionDenied     who calls may not do this
     └── Unavailable          the store is down, or the server is stopping
 
 Each has a `reason`, a constant a program can rely on, and a sentence: what was received, what was expected, the remedy.
@@ -86,6 +88,18 @@ class ResourceExhausted(ServiceError):
     """A limit of this server is reached; later is better."""
 
     reason = "QUEUE_FULL"
+
+
+class Unauthenticated(ServiceError):
+    """Who calls is not known."""
+
+    reason = "NO_CREDENTIALS"
+
+
+class PermissionDenied(ServiceError):
+    """Who calls may not do this."""
+
+    reason = "NOT_GRANTED"
 
 
 class Unavailable(ServiceError):

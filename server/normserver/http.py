@@ -1,9 +1,14 @@
-"""Plain HTTP beside gRPC: /metrics for Prometheus, /healthz and /readyz for whoever runs the process."""
+"""Plain HTTP beside gRPC: /metrics for Prometheus, /healthz and /readyz for whoever runs the process.
+
+On a thread of its own, so that it answers however busy the server is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,21 +21,39 @@ from starlette.routing import Route
 
 from normserver.config import split_address
 
+_STOP_SECONDS = 5.0
 
-def application(registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> Starlette:
-    """The pages. `why_not_ready` returns nothing when the server is ready."""
 
-    async def metrics(_: Request) -> Response:
+def application(
+    registry: CollectorRegistry,
+    why_not_alive: Callable[[], str],
+    why_not_ready: Callable[[], str],
+    may_read: Callable[[str], bool],
+) -> Starlette:
+    """The pages.
+
+    Args:
+        registry: what /metrics tells.
+        why_not_alive, why_not_ready: return nothing where all is well.
+        may_read: whether an Authorization header is of somebody who may see /metrics.
+    """
+
+    async def metrics(request: Request) -> Response:
+        if not may_read(request.headers.get("authorization", "")):
+            return PlainTextResponse("bring a token\n", status_code=401, headers={"WWW-Authenticate": "Bearer"})
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
+        return _well(why_not_alive())
 
     async def readyz(_: Request) -> Response:
-        reason = why_not_ready()
-        return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
+        return _well(why_not_ready())
 
     return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
+
+
+def _well(reason: str) -> Response:
+    return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
 
 
 class _Server(uvicorn.Server):
@@ -41,15 +64,19 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """The pages, served on the event loop."""
+    """The pages, served on a thread."""
 
-    def __init__(self, pages: Starlette, address: str) -> None:
+    def __init__(self, pages: Starlette, address: str, tls: ssl.SSLContext | None = None) -> None:
         host, port = split_address(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)
-        config = uvicorn.Config(pages, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            pages, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_STOP_SECONDS)
+        )
+        config.load()
+        config.ssl = tls
         self._server = _Server(config)
-        self._task: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
 
     @property
     def port(self) -> int:
@@ -58,10 +85,14 @@ class HttpServer:
 
     def start(self) -> None:
         """Serve from now on."""
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        self._thread.start()
 
     async def stop(self) -> None:
         """Finish what is under way, and stop."""
         self._server.should_exit = True
-        if self._task is not None:
-            await self._task
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 2 * _STOP_SECONDS)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._socket]))

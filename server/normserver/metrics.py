@@ -90,6 +90,28 @@ class Metrics:
         )
         self.open_rounds = Gauge("normstats_open_rounds", "Rounds that wait for members.", registry=registry)
         self.store_up = Gauge("normstats_store_up", "1 while the store can be used.", registry=registry)
+        self.calls_under_way = Gauge(
+            "normstats_calls_under_way", "Unary calls that were let in and have not ended.", registry=registry
+        )
+        self.held_bytes = Gauge(
+            "normstats_held_bytes", "Bytes of requests and replies of unary calls in memory.", registry=registry
+        )
+        self.stream_bytes = Gauge(
+            "normstats_stream_held_bytes",
+            "Bytes that messages of streams hold until they are answered.",
+            registry=registry,
+        )
+        self.connections_cut = Counter(
+            "normstats_connections_cut",
+            "Connections that were closed, as nobody read their answers and others needed the memory.",
+            registry=registry,
+        )
+        self.files_current = Gauge(
+            "normstats_files_current",
+            "1 while certificates or credentials are as their files say; 0 where those cannot be read any more.",
+            ["files"],
+            registry=registry,
+        )
         self.streams = Gauge(
             "normstats_open_streams", "Streams that are open, by method.", ["method"], registry=registry
         )

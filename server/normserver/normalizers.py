@@ -11,6 +11,7 @@ from normcore.errors import NormcoreError
 from normcore.running import Running
 from normserver.errors import (
     AlreadyExists,
+    ResourceExhausted,
     from_engine,
     no_such_normalizer,
     no_such_snapshot,
@@ -30,11 +31,23 @@ class Normalizers:
         self._published = published
         self._clock = clock
 
-    async def create(self, name: str, spec: Spec, *, exist_ok: bool, running: Running | None) -> tuple[Record, bool]:
+    async def create(
+        self,
+        name: str,
+        spec: Spec,
+        *,
+        exist_ok: bool,
+        running: Running | None,
+        most: int = 0,
+        prefixes: Sequence[str] = (),
+    ) -> tuple[Record, bool]:
         """Make a normalizer; returns it, and whether this call made it.
+
+        Of those whose names begin with one of the prefixes there may be `most`; 0 is no limit.
 
         Raises:
             AlreadyExists: the name is taken, by another spec or without `exist_ok`.
+            ResourceExhausted: there are so many already.
         """
         now = self._now()
         first = running if running is not None else start(spec)
@@ -43,6 +56,11 @@ class Normalizers:
         def insert(transaction: Transaction) -> tuple[Record, bool]:
             found = transaction.lock_records((name,), {}).get(name)
             if found is None:
+                if most and transaction.count(prefixes) >= most:
+                    raise ResourceExhausted(
+                        f"you may have {most} normalizers, and have; delete one, or ask for more",
+                        reason="TOO_MANY_NORMALIZERS",
+                    )
                 transaction.insert(fresh)
                 return fresh, True
             if not found.spec.same_structure(spec):

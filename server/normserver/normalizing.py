@@ -18,11 +18,14 @@ from normserver.forms import Form, Forms
 from normserver.metrics import Metrics
 from normserver.planner import Planner
 from normserver.shared_memory import SharedMemory
+from normserver.stream_memory import Share
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire.carried import Carried
 
-# Chunks of one stream that were received and are not answered yet, beside the one that is being sent.
-_CHUNKS_UNDER_WAY = 3
+# Chunks of one stream that are received, or were and are not answered yet.
+_CHUNKS_UNDER_WAY = 4
+# The path of a chunk's fields.
+_CHUNK = "chunk."
 
 
 class _Parts(NamedTuple):
@@ -40,6 +43,13 @@ class _Asked(NamedTuple):
 
     job: Job
     contributes: tuple[str, bytes, int] | None
+
+
+class _Chunk(NamedTuple):
+    """A chunk under way, and what it holds of the stream's share."""
+
+    begun: asyncio.Future[Encoded]
+    held_bytes: int
 
 
 class Normalizing:
@@ -175,11 +185,12 @@ class Normalizing:
         return replies.trained(result, await self._contributing.train(*contributes, result.batches))
 
     async def chunks(
-        self, frames: AsyncIterator[Carried[pb.NormalizeStreamRequest]], caller: str
+        self, frames: AsyncIterator[Carried[pb.NormalizeStreamRequest]], caller: str, share: Share
     ) -> AsyncIterator[bytes]:
         """Normalize chunk after chunk, in order, all by the statistics that the opening frame found.
 
-        A few are under way at once, so that receiving, computing and sending go on side by side.
+        A few are under way at once, so that receiving, computing and sending go on side by side; as many as the
+        stream's share of the memory allows.
 
         Raises:
             ServiceError: a frame is wrong; the chunks before it were answered.
@@ -193,35 +204,42 @@ class Normalizing:
         resolved = await self._planner.resolve(validate.wanted(opening, "open."))
         plan = validate.chunked(resolved.plan, opening)
         reply = replies.normalized_chunk(plan.mode, resolved.version)
+        share.give(share.last_bytes)
         room = asyncio.Semaphore(_CHUNKS_UNDER_WAY)
-        under_way: asyncio.Queue[tuple[Job, asyncio.Future[Encoded]] | None] = asyncio.Queue()
+        under_way: asyncio.Queue[_Chunk | None] = asyncio.Queue()
 
         async def read() -> None:
             row_shape: tuple[int, ...] | None = None
             try:
-                async for frame in frames:
+                while True:
+                    await room.acquire()
+                    if (frame := await anext(frames, None)) is None:
+                        return
+                    held_bytes = share.last_bytes
                     if frame.message.WhichOneof("frame") != "chunk":
                         raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
                     batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
                     row_shape = tuple(batch.x.shape[1:])
                     self._metrics.received_bytes.inc(len(frame.data))
-                    await room.acquire()
-                    job = Job(plan, batch, reply, caller, "chunk.")
-                    under_way.put_nowait((job, self._batcher.begin(job)))
+                    begun = self._batcher.begin(Job(plan, batch, reply, caller, _CHUNK))
+                    under_way.put_nowait(_Chunk(begun, held_bytes))
+                    del frame, batch, begun  # with what they hold, while the next is waited for
             finally:
                 under_way.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (chunk := await under_way.get()) is not None:
-                yield self._sent(await self._batcher.ended(*chunk))
+                yield self._sent(await self._batcher.ended(chunk.begun, _CHUNK))
+                share.give(chunk.held_bytes)
                 room.release()
+                del chunk
             await reader
         finally:
             left: list[asyncio.Future[Any]] = [reader]
             while not under_way.empty():
                 if (chunk := under_way.get_nowait()) is not None:
-                    left.append(chunk[1])
+                    left.append(chunk.begun)
             for future in left:
                 future.cancel()
             await asyncio.gather(*left, return_exceptions=True)

@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 
 from grpc.aio import ServicerContext
 
-from normserver import names, pages, replies, validate
+from normserver import calls, names, pages, replies, validate
+from normserver.access.grants import Scope
+from normserver.backups import Backups
 from normserver.contributing import Contributing
 from normserver.errors import InvalidArgument
 from normserver.normalizers import Normalizers
@@ -38,6 +40,7 @@ class NormalizationService(NormalizationServiceServicer):
         memory: SharedMemory,
         sessions: Sessions,
         placement: Placement,
+        backups: Backups,
     ) -> None:
         self._published = published
         self._normalizers = normalizers
@@ -47,37 +50,37 @@ class NormalizationService(NormalizationServiceServicer):
         self._memory = memory
         self._sessions = sessions
         self._placement = placement
+        self._backups = backups
 
     async def Normalize(self, request: Carried[pb.NormalizeRequest], context: Context) -> Any:  # type: ignore[override]
         """One tensor."""
-        return await self._normalizing.one(request, context.peer())
+        return await self._normalizing.one(request, calls.caller())
 
     async def NormalizeMany(  # type: ignore[override]
         self, request: ManyCarried, context: Context
     ) -> Any:
         """Several tensors."""
         return replies.normalized_many(
-            await self._normalizing.several(request.requests, context.peer()), "NormalizeMany"
+            await self._normalizing.several(request.requests, calls.caller()), "NormalizeMany"
         )
 
     async def NormalizeManyStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[ManyCarried], context: Context
     ) -> None:
         """Several tensors, again and again."""
-        await self._sessions.serve(request_iterator, context.peer(), context.write)
+        await self._sessions.serve(request_iterator, calls.caller(), context.write, calls.share())
 
-    async def NormalizeStream(  # type: ignore[override]
+    def NormalizeStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[Carried[pb.NormalizeStreamRequest]], context: Context
     ) -> AsyncIterator[bytes]:
         """One tensor in chunks."""
-        async for reply in self._normalizing.chunks(request_iterator, context.peer()):
-            yield reply
+        return self._normalizing.chunks(request_iterator, calls.caller(), calls.share())
 
     def ShareMemory(
         self, request_iterator: AsyncIterator[pb.ShareMemoryRequest], context: Context
     ) -> AsyncIterator[pb.ShareMemoryResponse]:
         """Memory that the caller sees too."""
-        return self._memory.lend(request_iterator, context.peer())
+        return self._memory.lend(request_iterator, calls.caller())
 
     async def UpdateRunningStats(
         self, request: pb.UpdateRunningStatsRequest, context: Context
@@ -90,19 +93,17 @@ class NormalizationService(NormalizationServiceServicer):
             duplicate=outcome.duplicate, contributed=[replies.contributed(item) for item in outcome.contributed]
         )
 
-    async def UpdateRunningStatsStream(
+    def UpdateRunningStatsStream(
         self, request_iterator: AsyncIterator[pb.UpdateRunningStatsStreamRequest], context: Context
     ) -> AsyncIterator[pb.UpdateRunningStatsStreamResponse]:
         """Contributions as they come."""
-        async for reply in acknowledgements(request_iterator, self._contributing):
-            yield reply
+        return acknowledgements(request_iterator, self._contributing, calls.share())
 
-    async def SynchronizeStats(
+    def SynchronizeStats(
         self, request_iterator: AsyncIterator[pb.SynchronizeStatsRequest], context: Context
     ) -> AsyncIterator[Any]:
         """Rounds."""
-        async for reply in self._groups.synchronize(request_iterator):
-            yield reply
+        return self._groups.synchronize(request_iterator)
 
     async def GetRunningStats(self, request: pb.GetRunningStatsRequest, context: Context) -> pb.GetRunningStatsResponse:
         """Statistics now, or a snapshot's."""
@@ -130,7 +131,15 @@ class NormalizationService(NormalizationServiceServicer):
         name = names.check_name(request.name, "name")
         spec = validate.spec(request.spec, "spec")
         running = validate.state(request.state, spec, "state") if request.HasField("state") else None
-        record, created = await self._normalizers.create(name, spec, exist_ok=request.exist_ok, running=running)
+        caller = calls.identity()
+        record, created = await self._normalizers.create(
+            name,
+            spec,
+            exist_ok=request.exist_ok,
+            running=running,
+            most=caller.limits.normalizers,
+            prefixes=caller.prefixes(Scope.WRITE),
+        )
         return pb.CreateNormalizerResponse(normalizer=replies.normalizer(record), created=created)
 
     async def GetNormalizer(self, request: pb.GetNormalizerRequest, context: Context) -> pb.GetNormalizerResponse:
@@ -206,6 +215,10 @@ class NormalizationService(NormalizationServiceServicer):
         moved, base_version, version = await self._normalizers.compare(name, base, tag)
         features = replies.drift(moved, request.limit)
         return pb.CompareSnapshotsResponse(features=features, base_version=base_version, version=version)
+
+    def BackUp(self, request: pb.BackUpRequest, context: Context) -> AsyncIterator[pb.BackUpResponse]:
+        """The whole store."""
+        return self._backups.send()
 
 
 def _snapshot_of(

@@ -10,10 +10,11 @@ from normserver.errors import Unavailable
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizing import Normalizing
+from normserver.stream_memory import Share
 from normstats.wire.carried import ManyCarried
 
-# Tensors and bytes of one call that were received and are not answered yet; it is not read further meanwhile.
-_MOST_TENSORS, _MOST_BYTES = 64, 64 << 20
+# Tensors of one call that were received and are not answered yet; it is not read further meanwhile.
+_MOST_TENSORS = 64
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -26,14 +27,14 @@ class Sessions:
         self._lifetime = lifetime
         self._metrics = metrics
 
-    async def serve(self, messages: AsyncIterator[ManyCarried], caller: str, write: Write) -> None:
+    async def serve(self, messages: AsyncIterator[ManyCarried], caller: str, write: Write, share: Share) -> None:
         """Answer one call's messages, each when it is done.
 
         Raises:
             InvalidArgument: a message has too many tensors; those before it were answered.
             Unavailable: the server stops; what was received was answered.
         """
-        session = _Session(self._normalizing, caller, write)
+        session = _Session(self._normalizing, caller, write, share)
         this = asyncio.current_task()
         assert this is not None, "handlers are tasks"
         try:
@@ -41,6 +42,7 @@ class Sessions:
                 async for message in messages:
                     self._metrics.messages.inc()
                     await session.take(message)
+                    del message  # while the next is waited for
         except asyncio.CancelledError:
             if not self._lifetime.stopping:
                 session.cancel()
@@ -56,35 +58,28 @@ class Sessions:
 class _Session:
     """One call."""
 
-    def __init__(self, normalizing: Normalizing, caller: str, write: Write) -> None:
+    def __init__(self, normalizing: Normalizing, caller: str, write: Write, share: Share) -> None:
         self._normalizing = normalizing
         self._caller = caller
         self._write = write
         self._writing = asyncio.Lock()
-        self._under_way: dict[asyncio.Task[None], tuple[int, int]] = {}
+        self._share = share
+        self._under_way: dict[asyncio.Task[None], int] = {}
         self._answered = asyncio.Event()
 
     async def take(self, message: ManyCarried) -> None:
         """Answer a message: now if that is brief, else in a task of its own, when there is room."""
+        held_bytes = self._share.last_bytes
         results = self._normalizing.at_once(message.requests, self._caller)
         if results is not None:
-            await self._send(message, results)
+            await self._send(message, results, held_bytes)
             return
-        size = len(message.requests), sum(len(request.data) for request in message.requests)
-        while not self._has_room(*size):
+        while self._under_way and sum(self._under_way.values()) + len(message.requests) > _MOST_TENSORS:
             self._answered.clear()
             await self._answered.wait()
-        task = asyncio.create_task(self._later(message))
-        self._under_way[task] = size
+        task = asyncio.create_task(self._later(message, held_bytes))
+        self._under_way[task] = len(message.requests)
         task.add_done_callback(self._done)
-
-    def _has_room(self, tensors: int, size_bytes: int) -> bool:
-        """Whether so much can be under way beside what is; alone anything can."""
-        taken = self._under_way.values()
-        return not taken or (
-            sum(one for one, _ in taken) + tensors <= _MOST_TENSORS
-            and sum(one for _, one in taken) + size_bytes <= _MOST_BYTES
-        )
 
     async def finish(self) -> None:
         """Answer all that was taken."""
@@ -95,14 +90,17 @@ class _Session:
         for task in self._under_way:
             task.cancel()
 
-    async def _later(self, message: ManyCarried) -> None:
+    async def _later(self, message: ManyCarried, held_bytes: int) -> None:
         outcome = await futures.outcome(self._normalizing.several(message.requests, self._caller))
-        await self._send(message, [outcome] * len(message.requests) if isinstance(outcome, Exception) else outcome)
+        await self._send(
+            message, [outcome] * len(message.requests) if isinstance(outcome, Exception) else outcome, held_bytes
+        )
 
-    async def _send(self, message: ManyCarried, results: Sequence[bytes | Exception]) -> None:
+    async def _send(self, message: ManyCarried, results: Sequence[bytes | Exception], held_bytes: int) -> None:
         answer = replies.normalized_many(results, "NormalizeManyStream", message.number)
         async with self._writing:
             await self._write(answer)
+        self._share.give(held_bytes)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._under_way[task]

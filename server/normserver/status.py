@@ -26,6 +26,8 @@ _CODES: dict[type[errors.ServiceError], int] = {
     errors.OutOfRange: code_pb2.OUT_OF_RANGE,
     errors.DeadlineExceeded: code_pb2.DEADLINE_EXCEEDED,
     errors.ResourceExhausted: code_pb2.RESOURCE_EXHAUSTED,
+    errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
+    errors.PermissionDenied: code_pb2.PERMISSION_DENIED,
     errors.Unavailable: code_pb2.UNAVAILABLE,
 }
 _RETRYABLE = (errors.ResourceExhausted, errors.Unavailable)

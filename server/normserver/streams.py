@@ -1,4 +1,4 @@
-"""The two streams of data: contributions in and acknowledgements out; chunks in and chunks out."""
+"""The stream of updates: contributions in, acknowledgements out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from normserver import names, replies
 from normserver.contributing import Contributing
 from normserver.contributions import Outcome
 from normserver.errors import InvalidArgument, ServiceError, Unavailable
+from normserver.stream_memory import Share
 from normstats.v1 import normalization_service_pb2 as pb
 
-# Chunks of one stream that were received and are not answered yet, beside the one that is being sent.
-_CHUNKS_UNDER_WAY = 3
 # Contributions of one stream that may wait for their commit; the stream is not read further meanwhile.
 _IN_FLIGHT = 1024
 
@@ -22,10 +21,11 @@ _IN_FLIGHT = 1024
 class _Queued(NamedTuple):
     sequence: int
     outcome: asyncio.Future[Outcome]
+    held_bytes: int = 0
 
 
 async def acknowledgements(
-    frames: AsyncIterator[pb.UpdateRunningStatsStreamRequest], contributing: Contributing
+    frames: AsyncIterator[pb.UpdateRunningStatsStreamRequest], contributing: Contributing, share: Share
 ) -> AsyncIterator[pb.UpdateRunningStatsStreamResponse]:
     """Take contributions in as they come; acknowledge, in order, what is durable.
 
@@ -40,8 +40,9 @@ async def acknowledgements(
     if first.WhichOneof("frame") != "open":
         raise InvalidArgument("frame", "is no opening frame; expected open first, then only updates")
     producer = names.check_producer(first.open.producer_id, "open.producer_id")
+    share.give(share.last_bytes)
     yield pb.UpdateRunningStatsStreamResponse(acknowledged_sequence=await contributing.settled(producer))
-    intake = _Intake(frames, producer, contributing)
+    intake = _Intake(frames, producer, contributing, share)
     reader = asyncio.create_task(intake.read())
     try:
         with contributing.lifetime.tells(reader):
@@ -55,11 +56,16 @@ class _Intake:
     """What one stream has sent and is not acknowledged yet."""
 
     def __init__(
-        self, frames: AsyncIterator[pb.UpdateRunningStatsStreamRequest], producer: bytes, contributing: Contributing
+        self,
+        frames: AsyncIterator[pb.UpdateRunningStatsStreamRequest],
+        producer: bytes,
+        contributing: Contributing,
+        share: Share,
     ) -> None:
         self._frames = frames
         self._producer = producer
         self._contributing = contributing
+        self._share = share
         self._room = asyncio.Semaphore(_IN_FLIGHT)
         self._queue: deque[_Queued | None] = deque()
         self._arrived = asyncio.Event()
@@ -70,6 +76,7 @@ class _Intake:
             async for frame in self._frames:
                 await self._room.acquire()
                 self._put(await self._taken(frame))
+                del frame  # while the next is waited for
         except ServiceError as error:
             self._end(error)
         except asyncio.CancelledError:
@@ -84,9 +91,12 @@ class _Intake:
         while (item := await self._next()) is not None:
             # Shielded: what a broken stream has sent is committed whole, and leaves no gap where it was waited for.
             group = [(item.sequence, await asyncio.shield(item.outcome))]
+            held_bytes = item.held_bytes
             while self._queue and (following := self._queue[0]) is not None and _is_durable(following):
                 self._queue.popleft()
                 group.append((following.sequence, following.outcome.result()))
+                held_bytes += following.held_bytes
+            self._share.give(held_bytes)
             for _ in group:
                 self._room.release()
             yield group
@@ -94,12 +104,12 @@ class _Intake:
     async def _taken(self, frame: pb.UpdateRunningStatsStreamRequest) -> _Queued:
         if frame.WhichOneof("frame") != "update":
             raise InvalidArgument("frame", "is no update; expected open first, then only updates")
-        update = frame.update
+        update, held_bytes = frame.update, self._share.last_bytes
         await self._contributing.room()
         outcome = await self._contributing.submit(
             self._producer, update.sequence, update.contributions, frame.data, "update."
         )
-        return _Queued(update.sequence, outcome)
+        return _Queued(update.sequence, outcome, held_bytes)
 
     async def _next(self) -> _Queued | None:
         while not self._queue:

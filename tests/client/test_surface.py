@@ -13,10 +13,12 @@ NAMES = {
     "FailedPrecondition", "GroupNorm", "InstanceNorm", "Internal", "InvalidArgument", "InvalidSpec", "LayerNorm",
     "LocalResponseNorm", "LpNorm", "MeanVarianceNorm", "Member", "MinMax", "Normalizer", "NormalizerInfo",
     "NormstatsError", "NotFound", "OutOfRange", "PermissionDenied", "RMSNorm", "ResourceExhausted", "Round",
-    "RunningState", "SnapshotInfo", "Spec", "Standardize", "Stats",
+    "RunningState", "SnapshotInfo", "Spec", "Standardize", "Stats", "TLS",
     "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream", "__version__", "aio", "connect",
 }  # fmt: skip
-CLIENT = {"close", "create", "delete", "device", "empty", "get", "list", "normalize", "normalize_many", "update"}
+CLIENT = {
+    "back_up", "close", "create", "delete", "device", "empty", "get", "list", "normalize", "normalize_many", "update",
+}  # fmt: skip
 NORMALIZER = {
     "compare", "delete", "delete_snapshot", "freeze", "join", "name", "normalize", "refresh", "reset", "restore",
     "set_parameters", "snapshot", "snapshots", "spec", "stats", "stream", "unfreeze", "update", "watch",

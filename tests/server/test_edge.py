@@ -11,9 +11,11 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 
+from normserver.door import Door, Room
 from normserver.errors import ResourceExhausted
 from normserver.interceptors import Edge
 from normserver.metrics import Metrics
+from normserver.stream_memory import StreamMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
 from tests.contract import Refused, told_by
@@ -36,7 +38,9 @@ class Faulty(pb_grpc.NormalizationServiceServicer):
 
 
 async def called(metrics: Metrics, method: str, request: Any) -> grpc.aio.AioRpcError:
-    server = grpc.aio.server(interceptors=(Edge(metrics),))
+    server = grpc.aio.server(
+        interceptors=(Edge(metrics, Door(Room(9, 9, 1 << 20), metrics), StreamMemory(1 << 20, metrics)),)
+    )
     pb_grpc.add_NormalizationServiceServicer_to_server(Faulty(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

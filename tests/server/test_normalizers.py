@@ -207,5 +207,5 @@ def test_every_call_of_the_contract_is_answered(stub: NormalizationServiceStub) 
             codes[method.name] = error.code()
     assert codes.pop("ShareMemory") is grpc.StatusCode.FAILED_PRECONDITION  # it is not offered
     assert set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}, codes
-    nothing_to_refuse = {"GetDevice", "ListNormalizers", "NormalizeMany", "NormalizeManyStream"}
+    nothing_to_refuse = {"BackUp", "GetDevice", "ListNormalizers", "NormalizeMany", "NormalizeManyStream"}
     assert {method.name for method in service.methods} - set(codes) == nothing_to_refuse | {"ShareMemory"}

@@ -10,6 +10,7 @@ import grpc
 
 from normstats import channel
 from normstats.errors import DeadlineExceeded
+from normstats.security import Security
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,9 +20,12 @@ Semaphore = asyncio.Semaphore
 sleep = asyncio.sleep
 
 
-def open_channel(target: str, options: Sequence[channel.Option]) -> grpc.aio.Channel:
+def open_channel(target: str, options: Sequence[channel.Option], security: Security) -> Any:
     """A channel to a target; connects at its first call."""
-    return grpc.aio.insecure_channel(target, options=channel.options(options))
+    chosen = channel.options([*security.options(), *options])
+    if security.tls is None:
+        return security.bearing(grpc.aio.insecure_channel(target, options=chosen))
+    return security.bearing(grpc.aio.secure_channel(target, security.tls.credentials(), options=chosen))
 
 
 async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], at_once: int) -> list[R]:
@@ -38,6 +42,11 @@ async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], at_once: i
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """What work returns that waits for a disk; the event loop goes on."""
+    return await asyncio.to_thread(work)
 
 
 class Task:

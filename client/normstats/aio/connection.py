@@ -17,6 +17,7 @@ from normstats.backoff import Backoff
 from normstats.channel import Option, Stub
 from normstats.errors import NormstatsError, connection_broke, from_grpc
 from normstats.producer import Producer
+from normstats.security import Security
 from normstats.sessions import Reply, Request
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
@@ -25,9 +26,18 @@ from normstats.wire import spec as spec_wire
 class AsyncConnection:
     """What a client and its normalizers share."""
 
-    def __init__(self, target: str, timeout: float, options: Sequence[Option], *, shared_memory: bool = False) -> None:
+    def __init__(
+        self,
+        target: str,
+        timeout: float,
+        options: Sequence[Option],
+        *,
+        security: Security | None = None,
+        shared_memory: bool = False,
+    ) -> None:
         self._target = target
         self._options = options
+        self._security = security or Security()
         self._opening = threading.Lock()
         self._channel: Any = None
         self._stub: Any = None
@@ -47,7 +57,7 @@ class AsyncConnection:
     def _open(self) -> None:
         with self._opening:
             if self._stub is None:
-                self._channel = concurrency.open_channel(self._target, self._options)
+                self._channel = concurrency.open_channel(self._target, self._options, self._security)
                 self._stub = Stub(self._channel)
 
     def stub_at(self, target: str) -> Any:
@@ -56,7 +66,7 @@ class AsyncConnection:
             return self.stub
         with self._opening:
             if target not in self._others:
-                channel = concurrency.open_channel(target, self._options)
+                channel = concurrency.open_channel(target, self._options, self._security)
                 self._others[target] = channel, Stub(channel)
             return self._others[target][1]
 

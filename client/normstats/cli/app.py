@@ -5,17 +5,28 @@ from __future__ import annotations
 import click
 
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from normstats.cli import data, resources, serve, snapshots, transfer
+from normstats.cli import data, resources, serve, snapshots, tokens, transfer, upkeep
 from normstats.cli.session import Session
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NORMSTATS"})
 @click.option("--target", default=DEFAULT_TARGET, show_default=True, help="HOST:PORT of the server.")
 @click.option("--timeout", default=DEFAULT_TIMEOUT, show_default=True, type=float, help="Seconds that a call may take.")
+@click.option("--ca", type=click.Path(exists=True), help="Talk TLS; PEM file of who issues the server's certificate.")
+@click.option("--cert", type=click.Path(exists=True), help="PEM file of your own certificate, where the server asks.")
+@click.option("--key", type=click.Path(exists=True), help="PEM file of its key.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 @click.version_option(package_name="normstats")
 @click.pass_context
-def cli(ctx: click.Context, target: str, timeout: float, as_json: bool) -> None:
+def cli(
+    ctx: click.Context,
+    target: str,
+    timeout: float,
+    ca: str | None,
+    cert: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
     """Merge a fleet's batch statistics exactly, keep them durably, and normalize by them.
 
     \b
@@ -25,10 +36,19 @@ def cli(ctx: click.Context, target: str, timeout: float, as_json: bool) -> None:
     normstats show robot/obs
     normstats normalize robot/obs new.npy -o out.npy
 
-    Each option is a variable too: NORMSTATS_TARGET, NORMSTATS_TIMEOUT.
+    Each option is a variable too: NORMSTATS_TARGET, NORMSTATS_TIMEOUT. Your token is NORMSTATS_TOKEN alone: what
+    stands in a command line is seen by everybody on the machine.
     """
-    ctx.obj = Session(target, timeout, as_json)
+    ctx.obj = Session(target, timeout, ca, cert, key, as_json)
 
 
-for command in (serve.serve, *resources.COMMANDS, *data.COMMANDS, *snapshots.COMMANDS, *transfer.COMMANDS):
+for command in (
+    serve.serve,
+    *resources.COMMANDS,
+    *data.COMMANDS,
+    *snapshots.COMMANDS,
+    *transfer.COMMANDS,
+    *tokens.COMMANDS,
+    *upkeep.COMMANDS,
+):
     cli.add_command(command)

@@ -23,6 +23,9 @@ class Session:
 
     target: str
     timeout: float
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
     json: bool = False
 
     @contextmanager
@@ -30,7 +33,8 @@ class Session:
         """A client of the server."""
         import normstats
 
-        with normstats.connect(self.target, timeout=self.timeout) as client:
+        tls = normstats.TLS(self.ca, self.cert, self.key) if self.ca or self.cert else None
+        with normstats.connect(self.target, timeout=self.timeout, tls=tls) as client:
             yield client
 
     def emit(self, value: Any, human: Table | str) -> None:

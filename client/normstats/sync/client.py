@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +15,9 @@ from normstats import requests, specs
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
 from normstats.errors import InvalidArgument
 from normstats.options import Mode, NormalizeOptions
-from normstats.results import Device, NormalizerInfo, RunningState, UpdateResult
+from normstats.results import Backup, Device, NormalizerInfo, RunningState, UpdateResult
+from normstats.security import TLS, Token, of
+from normstats.sync.backup import Progress, back_up
 from normstats.sync.connection import Connection
 from normstats.sync.normalizer import Normalizer
 from normstats.sync.normalizing import normalize, normalize_many
@@ -25,6 +29,8 @@ def connect(
     target: str = DEFAULT_TARGET,
     *,
     timeout: float = DEFAULT_TIMEOUT,
+    tls: TLS | bool | str | PathLike[str] | None = None,
+    token: Token | None = None,
     shared_memory: bool = False,
     options: Sequence[Option] = (),
 ) -> Client:
@@ -33,14 +39,18 @@ def connect(
     Args:
         target: HOST:PORT, unix:PATH, or any other gRPC target.
         timeout: seconds that a call may take, its retries included, unless it says otherwise.
+        tls: True, or a PEM file of the authorities that the server's certificate comes from, or a TLS; False for
+            plaintext whatever the environment says. By default NORMSTATS_CA, NORMSTATS_CERT and NORMSTATS_KEY.
+        token: who calls, or a function that is asked at each call. By default NORMSTATS_TOKEN.
         shared_memory: normalize arrays above 64 KiB in memory that the server on this machine sees too. The target must
             be unix:PATH, and the server run with --shared-memory, as the same user.
         options: gRPC channel options, beside those that are set anyway.
 
     Raises:
-        InvalidArgument: memory is to be shared with what is not reached by a unix socket.
+        InvalidArgument: memory is to be shared with what is not reached by a unix socket, a token would travel
+            unencrypted to another machine, or a file of TLS cannot be read.
     """
-    return Client(target, timeout=timeout, shared_memory=shared_memory, options=options)
+    return Client(target, timeout=timeout, tls=tls, token=token, shared_memory=shared_memory, options=options)
 
 
 class Client:
@@ -51,12 +61,15 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        tls: TLS | bool | str | PathLike[str] | None = None,
+        token: Token | None = None,
         shared_memory: bool = False,
         options: Sequence[Option] = (),
     ) -> None:
         if shared_memory and not target.startswith("unix:"):
             raise InvalidArgument(f"shared_memory is set; {target!r} is no unix:PATH", field="target")
-        self._connection = Connection(target, timeout, options, shared_memory=shared_memory)
+        security = of(target, tls, token)
+        self._connection = Connection(target, timeout, options, security=security, shared_memory=shared_memory)
 
     def create(
         self,
@@ -247,6 +260,33 @@ class Client:
         ]
         reply = self._connection.contribute(contributions, timeout)
         return {item.normalizer: UpdateResult.of(item, duplicate=reply.duplicate) for item in reply.contributed}
+
+    def back_up(
+        self,
+        path: str | PathLike[str],
+        *,
+        force: bool = False,
+        progress: Progress = lambda written_bytes, size_bytes: None,
+        timeout: float | None = None,
+    ) -> Backup:
+        """Write all that the server has, as of one commit, to a file here. Contributions go on meanwhile.
+
+        The file appears when it is whole and synced. `normstats verify` checks it, `normstats restore` brings it back.
+
+        Args:
+            path: the file.
+            force: replace one that is there.
+            progress: called with the bytes written so far and their number in all.
+            timeout: seconds within which it begins, and begins anew where the connection breaks, three times at most;
+                it then takes what it takes.
+
+        Raises:
+            FileExistsError: there is such a file.
+            FailedPrecondition: the server's database has tools of its own, as PostgreSQL has pg_dump.
+            ResourceExhausted: another backup is under way, or the server has no room for one.
+        """
+        seconds = self._connection.timeout if timeout is None else timeout
+        return back_up(self._connection, Path(path), force=force, progress=progress, timeout=seconds)
 
     def close(self) -> None:
         """Close the connection."""

@@ -13,6 +13,7 @@ import grpc
 
 from normstats import channel
 from normstats.errors import DeadlineExceeded
+from normstats.security import Security
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,9 +23,12 @@ Semaphore = threading.Semaphore
 sleep = time.sleep
 
 
-def open_channel(target: str, options: Sequence[channel.Option]) -> grpc.Channel:
+def open_channel(target: str, options: Sequence[channel.Option], security: Security) -> Any:
     """A channel to a target; connects at its first call."""
-    return grpc.insecure_channel(target, options=channel.options(options))
+    chosen = channel.options([*security.options(), *options])
+    if security.tls is None:
+        return security.bearing(grpc.insecure_channel(target, options=chosen))
+    return security.bearing(grpc.secure_channel(target, security.tls.credentials(), options=chosen))
 
 
 def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
@@ -37,6 +41,11 @@ def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
             return [future.result() for future in futures]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def apart(work: Callable[[], T]) -> T:
+    """What work returns that waits for a disk."""
+    return work()
 
 
 class Task:

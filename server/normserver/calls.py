@@ -1,0 +1,62 @@
+"""One call: who makes it, and what it holds of the server until its end."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from normserver.access.grants import ANYONE, Identity
+from normserver.access.quotas import Taken
+from normserver.stream_memory import Share
+
+
+@dataclass(slots=True)
+class Call:
+    """A call under way. `path` is /SERVICE/METHOD; `caller` is the address of whoever makes it."""
+
+    path: str
+    streams: bool
+    caller: str = ""
+    identity: Identity | None = None
+    taken: Taken | None = None
+    share: Share | None = None
+    held_bytes: int = 0
+    received_bytes: int = 0
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.path.rpartition("/")[2]
+
+
+_current: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+def begin(call: Call) -> None:
+    """What this task does from now on is this call's."""
+    _current.set(call)
+
+
+def current() -> Call | None:
+    """The call that this task serves."""
+    return _current.get()
+
+
+def identity() -> Identity:
+    """Who makes it."""
+    call = _current.get()
+    return ANYONE if call is None or call.identity is None else call.identity
+
+
+def caller() -> str:
+    """The address that it comes from. gRPC crashes when asked for it after a call's end, so it is asked for once."""
+    call = _current.get()
+    return "" if call is None else call.caller
+
+
+def share() -> Share:
+    """What this stream holds of all streams' memory."""
+    call = _current.get()
+    assert call is not None, "a call has entered before its handler runs"
+    assert call.share is not None, "a stream has a share"
+    return call.share

@@ -1,0 +1,197 @@
+"""The door: who may come in, with what, and whether there is room. Decided once a call, and once a message.
+
+What can be said of a call without its message is said before that is read: a server that has no room spends nothing on
+receiving what it will not keep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+from grpc.aio import ServicerContext
+
+from normserver.access import rules
+from normserver.access.credentials import Credentials, token_of
+from normserver.access.grants import ANYONE, Identity
+from normserver.access.quotas import Quotas
+from normserver.calls import Call
+from normserver.errors import InvalidArgument, PermissionDenied, ResourceExhausted, ServiceError, Unauthenticated
+from normserver.metrics import Metrics
+
+Context = ServicerContext[Any, Any]
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class Received(NamedTuple):
+    """A message as it came: what it says, or why it cannot be read; and how long it is."""
+
+    message: Any
+    size_bytes: int
+    error: Exception | None = None
+
+
+def receiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Received]:
+    """A deserializer that never raises: gRPC would tell the caller UNKNOWN."""
+
+    def received(serialized: bytes) -> Received:
+        try:
+            return Received(deserialize(serialized), len(serialized))
+        except (DecodeError, ValueError) as error:
+            return Received(None, len(serialized), error)
+
+    return received
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much there is room for."""
+
+    max_calls: int
+    max_streams: int
+    max_memory_bytes: int
+
+
+class Door:
+    """Lets calls in, and their messages."""
+
+    def __init__(
+        self,
+        room: Room,
+        metrics: Metrics,
+        *,
+        credentials: Credentials | None = None,
+        certificates: bool = False,
+        full: Mapping[str, Callable[[], str]] | None = None,
+        forget_producers_seconds: float = 86400.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`certificates`: callers show theirs. `full`: of some methods, why there is no room for what they do."""
+        self._room = room
+        self._credentials = credentials
+        self._certificates = certificates
+        self._full = full or {}
+        self._quotas = Quotas(forget_producers_seconds)
+        self._clock = clock
+        self._calls = self._streams = self._held_bytes = 0
+        metrics.held_bytes.set_function(lambda: self._held_bytes)
+        metrics.calls_under_way.set_function(lambda: self._calls)
+
+    def enter(self, path: str, metadata: Metadata, *, streams: bool) -> Call:
+        """Let a call in, whose message was not read yet; `leave` when it ends.
+
+        Raises:
+            ServiceError: who calls is not known, may not, or there is no room.
+        """
+        call = Call(path, streams)
+        if rules.is_public(path):
+            call.identity = ANYONE
+        elif path not in rules.RULES:
+            raise PermissionDenied("nobody may call this", reason="NO_RULE")
+        elif self._credentials is None:
+            call.identity = ANYONE
+        else:
+            token = token_of(metadata)
+            if token is not None or not self._certificates:
+                self._admit(call, self._credentials.known(token))
+        self._make_room(call)
+        return call
+
+    def leave(self, call: Call) -> None:
+        """It has ended; what it held is free."""
+        self._held_bytes -= call.held_bytes
+        if call.streams:
+            self._streams -= 1
+        else:
+            self._calls -= 1
+
+    def recognize(self, call: Call, context: Context) -> None:
+        """Know where the call comes from, and who makes it by his certificate, where no token told.
+
+        Raises:
+            ServiceError: it is nobody's, or he has had his quota.
+        """
+        call.caller = context.peer()
+        if call.share is not None:
+            call.share.caller = call.caller
+        if call.identity is None and self._credentials is not None:
+            self._admit(call, self._credentials.known(None, _certificate_names(context)))
+
+    def let_in(self, call: Call, received: Received) -> Any:
+        """A message of a call.
+
+        Raises:
+            InvalidArgument: it is none.
+            PermissionDenied: it needs what the caller is not granted.
+            ResourceExhausted: he has had his quota.
+        """
+        call.received_bytes += received.size_bytes
+        if not call.streams:
+            self.hold(call, received.size_bytes)
+        if call.taken is not None:
+            call.taken.message(received.size_bytes)
+        if received.error is not None:
+            raise InvalidArgument("request", "cannot be read; expected the contract's message", reason="UNREADABLE")
+        if call.identity is not ANYONE:
+            self._check(call, received.message)
+        return received.message
+
+    async def wait(self, call: Call) -> None:
+        """Wait until a stream may be read further, as far as its caller's rates go."""
+        if call.taken is not None and (seconds := call.taken.seconds_until(self._clock())):
+            await asyncio.sleep(seconds)
+
+    def hold(self, call: Call, size_bytes: int) -> None:
+        """So much more is kept in memory until the call ends."""
+        call.held_bytes += size_bytes
+        self._held_bytes += size_bytes
+
+    def _admit(self, call: Call, identity: Identity | None) -> None:
+        if identity is None:
+            raise Unauthenticated("who calls is not known here; bring a token: Authorization: Bearer TOKEN")
+        call.identity = identity
+        call.taken = self._quotas.of(identity, self._clock())
+        if call.taken is not None and not call.streams and (seconds := call.taken.seconds_until(self._clock())):
+            raise call.taken.refuse(seconds)
+
+    def _make_room(self, call: Call) -> None:
+        if (error := self._why_not(call)) is not None:
+            raise error
+        if call.streams:
+            self._streams += 1
+        else:
+            self._calls += 1
+
+    def _why_not(self, call: Call) -> ServiceError | None:
+        room = self._room
+        if call.streams and self._streams >= room.max_streams:
+            return ResourceExhausted(f"{self._streams} streams are open already", reason="TOO_MANY_STREAMS")
+        if rules.is_public(call.path):
+            return None
+        if not call.streams and self._calls >= room.max_calls:
+            return ResourceExhausted(f"{self._calls} calls are under way already", reason="TOO_MANY_CALLS")
+        if self._held_bytes >= room.max_memory_bytes:
+            return ResourceExhausted(f"calls under way hold {self._held_bytes} bytes already", reason="MEMORY_FULL")
+        if (full := self._full.get(call.path)) is not None and (sentence := full()):
+            return ResourceExhausted(sentence)
+        return None
+
+    def _check(self, call: Call, message: Any) -> None:
+        identity = call.identity
+        assert identity is not None, "who calls is known before a message is"
+        everywhere = identity.everywhere()
+        for need in rules.RULES[call.path](message):
+            if (everywhere is None or need.scope > everywhere) and not identity.may(need):
+                raise identity.refuse(need)
+        if call.taken is not None and (producer := rules.producer_of(call.path, message)):
+            self._quotas.producer(call.taken, producer, self._clock())
+
+
+def _certificate_names(context: Context) -> list[str]:
+    shown: Mapping[str, Iterable[bytes]] = context.auth_context()
+    names = [*shown.get("x509_subject_alternative_name", ()), *shown.get("x509_common_name", ())]
+    return [name.decode(errors="replace") for name in names]

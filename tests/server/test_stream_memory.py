@@ -1,0 +1,211 @@
+"""What streams hold, all together: bounded, given back, and taken from who does not read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from normserver.errors import ResourceExhausted
+from normserver.metrics import Metrics
+from normserver.stream_memory import Share, StreamMemory
+
+MIB = 1 << 20
+
+
+class Streams:
+    """Streams on 4 MiB of memory, whose time is told by the test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.metrics = Metrics()
+        self.closed: list[str] = []
+        self.memory = StreamMemory(4 * MIB, self.metrics, close=self._close, clock=lambda: self.now)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.by_caller: dict[str, list[asyncio.Task[None]]] = {}
+
+    def open(self, expected_bytes: int = 0, caller: str = "") -> Share:
+        """A stream that lives until its task ends; it comes from a connection of its own, if nothing else is said."""
+        self.tasks.append(asyncio.create_task(asyncio.sleep(60)))
+        share = self.memory.share(self.tasks[-1], expected_bytes)
+        share.caller = caller or str(len(self.tasks))
+        self.by_caller.setdefault(share.caller, []).append(self.tasks[-1])
+        return share
+
+    def _close(self, caller: str) -> bool:
+        """Its streams end."""
+        self.closed.append(caller)
+        for task in self.by_caller[caller]:
+            task.cancel()
+        return True
+
+    @property
+    def held_bytes(self) -> float | None:
+        return self.metrics.registry.get_sample_value("normstats_stream_held_bytes")
+
+
+@pytest.fixture
+async def streams() -> AsyncIterator[Streams]:
+    made = Streams()
+    yield made
+    for task in made.tasks:
+        task.cancel()
+    await asyncio.gather(*made.tasks, return_exceptions=True)
+    assert made.held_bytes == 0
+
+
+async def waits(coroutine: object) -> asyncio.Task[None]:
+    """A task for what should have to wait."""
+    task: asyncio.Task[None] = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    return task
+
+
+async def test_what_there_is_is_given_and_more_waits_until_it_is_given_back(streams: Streams) -> None:
+    one, two = streams.open(), streams.open()
+    await one.hold(3 * MIB)
+    waiting = await waits(two.hold(2 * MIB))
+    one.give(2 * MIB)
+    await waiting
+    assert streams.held_bytes == 3 * MIB
+
+
+async def test_who_came_first_is_served_first(streams: Streams) -> None:
+    one, two, three = streams.open(), streams.open(3 * MIB), streams.open(MIB)
+    await one.hold(4 * MIB)
+    large = await waits(two.may_read())
+    small = await waits(three.may_read())
+    one.give(4 * MIB)
+    await large
+    await small
+    assert streams.held_bytes == 4 * MIB
+
+
+async def test_what_is_larger_than_all_goes_alone(streams: Streams) -> None:
+    one, two = streams.open(), streams.open()
+    await one.hold(9 * MIB)
+    waiting = await waits(two.hold(9 * MIB))
+    one.give(9 * MIB)
+    await waiting
+
+
+async def test_a_small_message_never_waits_if_it_is_the_only_one(streams: Streams) -> None:
+    one, two = streams.open(), streams.open()
+    await one.hold(4 * MIB)
+    await two.may_read()
+    await two.hold(1 << 16)
+    waiting = await waits(two.hold(1 << 16))
+    one.give(4 * MIB)
+    await waiting
+
+
+async def test_the_next_message_is_read_when_there_is_room_for_one_like_the_last(streams: Streams) -> None:
+    one, two = streams.open(2 * MIB), streams.open(3 * MIB)
+    await one.may_read()
+    waiting = await waits(two.may_read())
+    await one.hold(MIB)
+    await waiting
+    assert streams.held_bytes == 4 * MIB
+    await two.hold(2 * MIB)
+    assert streams.held_bytes == 3 * MIB
+
+
+async def test_who_comes_when_a_quarter_as_much_waits_is_refused(streams: Streams) -> None:
+    one, two, three = streams.open(), streams.open(), streams.open()
+    await one.hold(4 * MIB)
+    waiting = await waits(two.hold(MIB))
+    with pytest.raises(ResourceExhausted) as caught:
+        await three.hold(MIB)
+    assert caught.value.reason == "MEMORY_FULL"
+    one.give(4 * MIB)
+    await waiting
+
+
+async def test_streams_share_alike_beyond_their_first_message(streams: Streams) -> None:
+    one, two = streams.open(), streams.open()
+    await one.hold(MIB)
+    await one.may_read()
+    await one.hold(MIB)
+    await two.hold(MIB)
+    ahead = await waits(one.may_read())
+    one.give(MIB)
+    await ahead
+
+
+async def test_what_is_asked_for_and_not_used_is_given_to_who_waits(streams: Streams) -> None:
+    idle, busy = streams.open(4 * MIB), streams.open(4 * MIB)
+    await idle.may_read()
+    streams.now = 1.0
+    async with asyncio.timeout(1):
+        await busy.may_read()
+    late = await waits(idle.hold(MIB))
+    streams.tasks[1].cancel()
+    await late
+
+
+async def test_the_connection_of_who_does_not_read_is_closed_when_others_wait_and_not_before(streams: Streams) -> None:
+    stuck, busy = streams.open(caller="stuck"), streams.open(caller="busy")
+    await stuck.hold(4 * MIB)
+    stuck.writes()
+    streams.now = 3.0
+    await asyncio.sleep(0.3)
+    assert not streams.closed
+    async with asyncio.timeout(1):
+        await busy.hold(4 * MIB)
+    assert streams.closed == ["stuck"]
+    assert streams.metrics.registry.get_sample_value("normstats_connections_cut_total") == 1
+
+
+async def test_a_connection_stays_while_one_of_its_streams_is_read(streams: Streams) -> None:
+    stuck, read, busy = streams.open(caller="one"), streams.open(caller="one"), streams.open(caller="busy")
+    await stuck.hold(2 * MIB)
+    await read.hold(2 * MIB)
+    stuck.writes()
+    streams.now = 3.0
+    read.writes()
+    waiting = await waits(busy.hold(4 * MIB))
+    await asyncio.sleep(0.3)
+    assert not streams.closed
+    streams.now = 6.0
+    async with asyncio.timeout(1):
+        await waiting
+    assert streams.closed == ["one"]
+
+
+async def test_who_reads_slowly_or_waits_for_the_server_is_not_cut(streams: Streams) -> None:
+    slow, computing, busy = streams.open(), streams.open(), streams.open()
+    await slow.hold(2 * MIB)
+    await computing.hold(2 * MIB)
+    streams.now = 1.5
+    slow.writes()
+    waiting = await waits(busy.hold(MIB))
+    streams.now = 2.4
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    slow.has_written()
+    slow.give(2 * MIB)
+    await waiting
+
+
+async def test_the_end_of_a_stream_frees_what_it_holds_and_what_it_gives_back_later_counts_no_more(
+    streams: Streams,
+) -> None:
+    one, two = streams.open(), streams.open()
+    await one.hold(4 * MIB)
+    waiting = await waits(two.hold(4 * MIB))
+    streams.tasks[0].cancel()
+    await waiting
+    one.give(4 * MIB)
+    assert streams.held_bytes == 4 * MIB
+
+
+async def test_who_gives_up_waiting_leaves_nothing(streams: Streams) -> None:
+    one, two, three = streams.open(), streams.open(3 * MIB), streams.open(MIB)
+    await one.hold(3 * MIB)
+    first = await waits(two.may_read())
+    second = await waits(three.may_read())
+    first.cancel()
+    await second
+    assert streams.held_bytes == 4 * MIB
