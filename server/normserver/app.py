@@ -335,10 +335,12 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # Kilobytes that inflate to the limit cost 0.3 s of a thread that all calls wait for; and tensors hardly shrink.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_send_message_length", -1),  # an integer tensor grows when it becomes float32
-        # The defaults, 1,000 and 3,000, shed a fleet that connects at once, as CANCELLED; our own queues are bounded.
-        ("grpc.server.max_pending_requests", 100_000),
-        ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        # The defaults, 1,000 and 3,000, shed a fleet that connects at once, as CANCELLED. One that waits takes 10 KiB.
+        ("grpc.server.max_pending_requests", 10_000),
+        ("grpc.server.max_pending_requests_hard_limit", 20_000),
         # Unless it is wanted, a second server on the same port is an error, not a silent twin.
         ("grpc.so_reuseport", int(settings.share_port)),
         # Clients ping every 30 s to find dead connections; anything below 10 s is a flood.

@@ -12,7 +12,10 @@ from normserver.stream_memory import Share
 
 @dataclass(slots=True)
 class Call:
-    """A call under way. `path` is /SERVICE/METHOD; `caller` is the address of whoever makes it."""
+    """A call under way.
+
+    `path` is /SERVICE/METHOD; `caller` is the address of whoever makes it; `entered_at` is the event loop's time.
+    """
 
     path: str
     streams: bool
@@ -22,6 +25,7 @@ class Call:
     share: Share | None = None
     held_bytes: int = 0
     received_bytes: int = 0
+    entered_at: float = 0.0
 
     @property
     def method(self) -> str:

@@ -169,13 +169,13 @@ class Door:
     def _why_not(self, call: Call) -> ServiceError | None:
         room = self._room
         if call.streams and self._streams >= room.max_streams:
-            return ResourceExhausted(f"{self._streams} streams are open already", reason="TOO_MANY_STREAMS")
+            return ResourceExhausted(f"{room.max_streams} streams are open already", reason="TOO_MANY_STREAMS")
         if rules.is_public(call.path):
             return None
         if not call.streams and self._calls >= room.max_calls:
-            return ResourceExhausted(f"{self._calls} calls are under way already", reason="TOO_MANY_CALLS")
+            return ResourceExhausted(f"{room.max_calls} calls are under way already", reason="TOO_MANY_CALLS")
         if self._held_bytes >= room.max_memory_bytes:
-            return ResourceExhausted(f"calls under way hold {self._held_bytes} bytes already", reason="MEMORY_FULL")
+            return ResourceExhausted(f"calls hold {room.max_memory_bytes} bytes already", reason="MEMORY_FULL")
         if (full := self._full.get(call.path)) is not None and (sentence := full()):
             return ResourceExhausted(sentence)
         return None

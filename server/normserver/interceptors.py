@@ -67,6 +67,7 @@ class Edge(ServerInterceptor):
         this = asyncio.current_task()
         assert this is not None, "a call is served by a task of its own"
         this.add_done_callback(lambda _: self._door.leave(call))
+        call.entered_at = this.get_loop().time()
         if streams:
             call.share = self._stream_memory.share(this, _EXPECTED_BYTES.get(call.method, 0))
         calls.begin(call)
@@ -92,7 +93,7 @@ class Edge(ServerInterceptor):
             if context.time_remaining() is not None:
                 return await handler.unary_unary(request, context)
             try:
-                async with asyncio.timeout(self._default_deadline_seconds):
+                async with asyncio.timeout_at(_this_call().entered_at + self._default_deadline_seconds):
                     return await handler.unary_unary(request, context)
             except TimeoutError:
                 raise DeadlineExceeded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from functools import lru_cache
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
@@ -36,22 +37,27 @@ _RETRYABLE = (errors.ResourceExhausted, errors.Unavailable)
 def told(error: Exception, method: str) -> status_pb2.Status:
     """What the caller of a method is told: all about the domain's errors; of a bug an id to find it by in the log."""
     if isinstance(error, errors.ServiceError):
-        return _of_error(error)
+        code, helps = _CODES[type(error)], isinstance(error, _RETRYABLE)
+        return _of_error(code, error.sentence, error.field, error.reason, tuple(error.metadata.items()), helps)
     incident = secrets.token_hex(8)
     log.error("bug", exc_info=error, extra={"method": method, "incident": incident})
     return _of_bug(incident)
 
 
-def _of_error(error: errors.ServiceError) -> status_pb2.Status:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.sentence)
+# An overloaded server says the same again and again, and has better things to do than to say it anew.
+@lru_cache(maxsize=256)
+def _of_error(
+    code: int, sentence: str, field: str, reason: str, metadata: tuple[tuple[str, str], ...], waiting_helps: bool
+) -> status_pb2.Status:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=dict(metadata))]
+    if field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=sentence)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, _RETRYABLE):
+    if waiting_helps:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.seconds = _RETRY_SECONDS
         details.append(retry)
-    return _status(_CODES[type(error)], error.sentence, details)
+    return _status(code, sentence, details)
 
 
 def _of_bug(incident: str) -> status_pb2.Status:

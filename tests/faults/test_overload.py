@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from normstats import specs
+from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
-from tests.contract import create, update
+from normstats.wire import spec as spec_wire
+from tests.contract import create, described, update
 from tests.faults import health, heavy
 from tests.faults.conftest import Promise, Site
 from tests.faults.health import watched
@@ -22,6 +24,8 @@ from tests.faults.strace import need_strace, slowing
 from tests.server_process import ServerProcess
 
 TIMES, DEADLINE_SECONDS = 16, 2.0
+# As many as it takes to keep a server busy with small calls.
+CALLERS = 16
 SYNC_SECONDS, PENDING = 0.25, 16
 
 
@@ -51,12 +55,29 @@ def processors() -> Processors:
 @sized("seconds", 2.0, 10.0)
 @pytest.mark.timeout(300)
 def test_calls_beyond_what_is_carried(sqlite: Site, promise: Promise, processors: Processors, seconds: float) -> None:
-    # Well above what it costs to refuse: 15 times that is a tenth of it.
-    asked = Asked("Normalize", heavy.request(4096).SerializeToString())
-    flags = ("--health", "127.0.0.1:0", "--max-calls", "8")
+    # Well above what it costs to refuse, some 0.5 ms: 15 times that is a twentieth of it.
+    asked = Asked("Normalize", heavy.request(8192).SerializeToString())
+    flags = ("--health", "127.0.0.1:0", "--max-calls", "4")
     server = sqlite.server(*flags, prefix=processors.prefix).start()
-    seen = overload(server, asked, "TOO_MANY_CALLS", (2, 8), processors, seconds)
+    seen = overload(server, asked, "TOO_MANY_CALLS", (2, 4), processors, seconds)
     promise("Overload: calls", DEMANDED, seen)
+
+
+@sized("seconds", 2.0, 10.0)
+@pytest.mark.timeout(300)
+def test_more_callers_than_are_needed(sqlite: Site, promise: Promise, processors: Processors, seconds: float) -> None:
+    x = np.ones((1, 1024), np.float32)
+    spec = spec_wire.to_proto(specs.LayerNorm(1024))
+    asked = Asked("Normalize", pb.NormalizeRequest(spec=spec, input=described(x), data=x.tobytes()).SerializeToString())
+    server = sqlite.server(prefix=processors.prefix).start()
+    with generator(processors.callers) as process:
+        few, many = (
+            process.submit(carried_per_second, server.target, asked, callers, seconds).result()
+            for callers in (CALLERS, TIMES * CALLERS)
+        )
+    seen = f"{few:.0f}/s to {CALLERS} callers, {many:.0f}/s to {TIMES * CALLERS}: {many / few:.0%}"
+    assert many >= 0.8 * few, seen
+    promise("Overload: small calls", f"{TIMES} times the callers: 80 % of the rate", seen)
 
 
 @sized("seconds", 2.0, 10.0)

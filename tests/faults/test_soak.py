@@ -71,13 +71,13 @@ def test_soak(sqlite: Site, promise: Promise, name: str, size: Size) -> None:
     grown = (end.memory_bytes - middle.memory_bytes) / 2**20
     seen = (
         f"RSS {middle.memory_bytes / 2**20:.0f} {grown:+.1f} MiB, threads {before.threads} -> {after.threads}, "
-        f"descriptors {before.descriptors} -> {after.descriptors}, series {samples[0].series} -> {end.series}; "
+        f"descriptors {before.descriptors} -> {after.descriptors}, series {middle.series} -> {end.series}; "
         f"{size.calls / took:.0f} calls/s"
     )
     assert end.memory_bytes - middle.memory_bytes < GROWTH * middle.memory_bytes + SLACK_BYTES, seen
     assert after.threads <= before.threads, seen
     assert after.descriptors <= before.descriptors, seen
-    assert end.series == samples[0].series, seen
+    assert end.series == middle.series, seen
     promise(
         f"Soak: {size.calls} calls, {size.streams} streams, {size.calls // 8} unknown names",
         "the second half adds < 2 % + 8 MiB, no thread, no descriptor, no series",
