@@ -168,21 +168,23 @@ async def cancelling(target: str, contributions: list[pb.Contribution], updates:
 
 
 def test_a_call_without_a_deadline_has_the_servers(server: ServerProcess, promise: Promise) -> None:
-    calls = 120
+    calls, took = 240, []
     with grpc.insecure_channel(server.target) as channel:
         stub = NormalizationServiceStub(channel)
         one_seconds = alone(stub)
-        started = time.monotonic()
-        futures = [stub.Normalize.future(heavy.REQUEST) for _ in range(calls)]
+        futures = []
+        for _ in range(calls):
+            begun = time.monotonic()
+            futures.append(stub.Normalize.future(heavy.REQUEST))
+            futures[-1].add_done_callback(lambda _, begun=begun: took.append(time.monotonic() - begun))
         errors = [error for call in futures if isinstance(error := call.exception(), grpc.RpcError)]
-        took = time.monotonic() - started
         answered = calls - len(errors)
         stub.Normalize(heavy.REQUEST)
     assert {told_by(error).code for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     assert answered > 0
-    assert DEFAULT_SECONDS < took < DEFAULT_SECONDS + WITHIN_SECONDS + 3 * one_seconds, took
+    assert DEFAULT_SECONDS < max(took) < DEFAULT_SECONDS + WITHIN_SECONDS + 3 * one_seconds, max(took)
     promise(
         f"Deadlines: {calls} calls without one, {DEFAULT_SECONDS} s by default",
         "DEADLINE_EXCEEDED 100 ms later at most",
-        f"after {took:.2f} s: {answered} answered, {len(errors)} DEADLINE_EXCEEDED",
+        f"after {max(took):.2f} s: {answered} answered, {len(errors)} DEADLINE_EXCEEDED",
     )
