@@ -60,8 +60,8 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=64,
-        description="Processes on this machine that share --listen; more than one need PostgreSQL. Each has pages of "
-        "its own, at ports counted up from --http.",
+        description="Processes on this machine that share --listen; more than one need PostgreSQL. Each has pages and "
+        "health of its own, at ports counted up from --http and --health.",
     )
     share_port: bool = Field(
         False,

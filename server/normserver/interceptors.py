@@ -69,7 +69,7 @@ class Edge(ServerInterceptor):
         this.add_done_callback(lambda _: self._door.leave(call))
         call.entered_at = this.get_loop().time()
         if streams:
-            call.share = self._stream_memory.share(this, _EXPECTED_BYTES.get(call.method, 0))
+            call.share = self._stream_memory.share(this, _EXPECTED_BYTES.get(call.method, ()))
         calls.begin(call)
         if path not in self._wrapped:
             self._wrapped[path] = self._wrap(path, handler)
@@ -179,8 +179,8 @@ class Edge(ServerInterceptor):
 _COPIES = {"NormalizeStream": 2, "NormalizeManyStream": 3, "UpdateRunningStatsStream": 1}
 # Whose answers are counted with them.
 _ANSWERED = frozenset({"NormalizeStream", "NormalizeManyStream"})
-# What the first messages are expected to hold; of other streams it is not known.
-_EXPECTED_BYTES = {"NormalizeStream": 2 << 20, "NormalizeManyStream": 3 << 20}
+# What the first messages may hold, an opening frame and a chunk, or one; of other streams it is not known.
+_EXPECTED_BYTES = {"NormalizeStream": (2 << 20, 2 << 20), "NormalizeManyStream": (3 << 20,)}
 
 # Requests whose tensors are looked at where they were received.
 _CARRIED = {

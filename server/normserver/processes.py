@@ -60,11 +60,16 @@ def _watch_over(servers: list[_Server], stopping: threading.Event) -> int:
 
 
 class _Server:
-    """One of the processes. Its pages are at the port after that of the one before it."""
+    """One of the processes. Its pages, and its health, are at the port after that of the one before it."""
 
     def __init__(self, settings: Settings, index: int) -> None:
         self.index = index
-        own = {"processes": 1, "share_port": True, "http": _counted_up(settings.http, index)}
+        own = {
+            "processes": 1,
+            "share_port": True,
+            "http": _counted_up(settings.http, index),
+            "health": _counted_up(settings.health, index),
+        }
         values = settings.model_copy(update=own).model_dump(mode="json", exclude={"config"}, exclude_none=True)
         others = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
         self._environment = others | {f"{_PREFIX}{name.upper()}": str(value) for name, value in values.items()}

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from normserver import connections
@@ -27,7 +27,7 @@ SMALL_BYTES = 1 << 16
 _IDLE_SECONDS, _STALLED_SECONDS = 0.05, 1.0
 # Messages that are here already may wait, up to this part of all memory; those of streams that come then are refused.
 _IN_HAND = 0.25
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.1
 
 
 class _Waiting(NamedTuple):
@@ -61,8 +61,8 @@ class StreamMemory:
         self._look: asyncio.TimerHandle | None = None
         metrics.stream_bytes.set_function(lambda: self._held_bytes)
 
-    def share(self, task: asyncio.Task[object], expected_bytes: int = 0) -> Share:
-        """One stream's share, until the task that serves it ends; its first two messages may hold `expected_bytes`."""
+    def share(self, task: asyncio.Task[object], expected_bytes: Sequence[int] = ()) -> Share:
+        """One stream's share, until the task that serves it ends. Its first messages may hold `expected_bytes`."""
         share = Share(self, expected_bytes)
         self._shares.add(share)
         task.add_done_callback(lambda _: self._leave(share))
@@ -91,7 +91,8 @@ class StreamMemory:
             return
         waiting = _Waiting(size_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._relieve()
+        if self._look is None:
+            self._relieve()
         try:
             await waiting.granted
         except asyncio.CancelledError:
@@ -131,9 +132,7 @@ class StreamMemory:
 
     def _relieve(self) -> None:
         """While somebody waits, look for what is held in vain."""
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+        self._look = None
         now = self.clock()
         for share in self._shares:
             share.give_up_idle(now - _IDLE_SECONDS)
@@ -162,9 +161,10 @@ class StreamMemory:
 class Share:
     """What one stream holds."""
 
-    def __init__(self, memory: StreamMemory, expected_bytes: int) -> None:
+    def __init__(self, memory: StreamMemory, expected_bytes: Sequence[int]) -> None:
         self._memory = memory
-        self._expected_bytes = self._next_expected_bytes = expected_bytes
+        self._first_bytes = deque(expected_bytes)
+        self._expected_bytes = self._first_bytes.popleft() if self._first_bytes else 0
         self.caller = ""
         """Where the stream comes from."""
         self.held_bytes = 0
@@ -195,7 +195,7 @@ class Share:
         Raises:
             ResourceExhausted: too much is waiting already.
         """
-        self._expected_bytes, self._next_expected_bytes = max(size_bytes, self._next_expected_bytes), 0
+        self._expected_bytes = self._first_bytes.popleft() if self._first_bytes else size_bytes
         self.last_bytes = size_bytes
         self._count()
         reserved, self._reserved_bytes = self._reserved_bytes, 0

@@ -25,7 +25,7 @@ class Streams:
         self.tasks: list[asyncio.Task[None]] = []
         self.by_caller: dict[str, list[asyncio.Task[None]]] = {}
 
-    def open(self, expected_bytes: int = 0, caller: str = "") -> Share:
+    def open(self, *expected_bytes: int, caller: str = "") -> Share:
         """A stream that lives until its task ends; it comes from a connection of its own, if nothing else is said."""
         self.tasks.append(asyncio.create_task(asyncio.sleep(60)))
         share = self.memory.share(self.tasks[-1], expected_bytes)
@@ -132,6 +132,20 @@ async def test_streams_share_alike_beyond_their_first_message(streams: Streams) 
     ahead = await waits(one.may_read())
     one.give(MIB)
     await ahead
+
+
+async def test_what_first_messages_may_hold_is_told_and_then_each_may_be_like_the_last(streams: Streams) -> None:
+    one, two = streams.open(2 * MIB, 3 * MIB), streams.open(4 * MIB)
+    await one.may_read()
+    await one.hold(1)
+    one.give(1)
+    await one.may_read()
+    waiting = await waits(two.may_read())
+    await one.hold(1)
+    one.give(1)
+    await waiting
+    await one.may_read()  # of what is as small as the last, no more is taken
+    assert streams.held_bytes == 4 * MIB
 
 
 async def test_what_is_asked_for_and_not_used_is_given_to_who_waits(streams: Streams) -> None:
