@@ -28,6 +28,8 @@ from tests.faults.sizes import sized
 from tests.server_process import ServerProcess
 
 WITHIN_SECONDS, WATCHED_SECONDS, DEFAULT_SECONDS = 0.1, 0.3, 1.0
+# So many that are told at once may take as long to hear of it.
+TOLD_SECONDS = 0.5
 # Ticks are 10 ms long, and the server looks after itself now and then.
 IDLE_SECONDS = 0.05
 
@@ -182,9 +184,9 @@ def test_a_call_without_a_deadline_has_the_servers(server: ServerProcess, promis
         stub.Normalize(heavy.REQUEST)
     assert {told_by(error).code for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     assert answered > 0
-    assert DEFAULT_SECONDS < max(took) < DEFAULT_SECONDS + WITHIN_SECONDS + 3 * one_seconds, max(took)
+    assert DEFAULT_SECONDS < max(took) < DEFAULT_SECONDS + TOLD_SECONDS, (max(took), one_seconds)
     promise(
         f"Deadlines: {calls} calls without one, {DEFAULT_SECONDS} s by default",
-        "DEADLINE_EXCEEDED 100 ms later at most",
+        f"DEADLINE_EXCEEDED {TOLD_SECONDS} s later at most",
         f"after {max(took):.2f} s: {answered} answered, {len(errors)} DEADLINE_EXCEEDED",
     )

@@ -52,14 +52,14 @@ def processors() -> Processors:
     return Processors(first, set(others))
 
 
-@sized("seconds", 2.0, 10.0)
+@pytest.mark.faults
 @pytest.mark.timeout(300)
-def test_calls_beyond_what_is_carried(sqlite: Site, promise: Promise, processors: Processors, seconds: float) -> None:
+def test_calls_beyond_what_is_carried(sqlite: Site, promise: Promise, processors: Processors) -> None:
     # Well above what it costs to refuse, some 0.5 ms: 15 times that is a twentieth of it.
     asked = Asked("Normalize", heavy.request(8192).SerializeToString())
     flags = ("--health", "127.0.0.1:0", "--max-calls", "4")
     server = sqlite.server(*flags, prefix=processors.prefix).start()
-    seen = overload(server, asked, "TOO_MANY_CALLS", (2, 4), processors, seconds)
+    seen = overload(server, asked, "TOO_MANY_CALLS", (2, 4), processors, 10.0)
     promise("Overload: calls", DEMANDED, seen)
 
 
@@ -80,10 +80,10 @@ def test_more_callers_than_are_needed(sqlite: Site, promise: Promise, processors
     promise("Overload: small calls", f"{TIMES} times the callers: 80 % of the rate", seen)
 
 
-@sized("seconds", 2.0, 10.0)
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_contributions_beyond_what_is_committed(
-    sqlite: Site, promise: Promise, processors: Processors, name: str, seconds: float
+    sqlite: Site, promise: Promise, processors: Processors, name: str
 ) -> None:
     need_strace()
     prefix = (*slowing("fdatasync", SYNC_SECONDS), *processors.prefix)
@@ -92,7 +92,7 @@ def test_contributions_beyond_what_is_committed(
     with grpc.insecure_channel(server.target) as channel:
         create(NormalizationServiceStub(channel), name, specs.Standardize(4))
     asked = Asked("UpdateRunningStats", update(name, np.ones((2, 4))).SerializeToString(), draws=True)
-    seen = overload(server, asked, "QUEUE_FULL", (2 * PENDING,), processors, seconds)
+    seen = overload(server, asked, "QUEUE_FULL", (2 * PENDING,), processors, 10.0)
     promise("Overload: contributions, a slow disk", DEMANDED, seen)
 
 

@@ -54,7 +54,7 @@ class Left(NamedTuple):
     series: int
 
 
-@sized("size", Size(4_000, 200, 10), Size(200_000, 2_000, 50))
+@sized("size", Size(2_000, 100, 10), Size(200_000, 2_000, 50))
 @pytest.mark.timeout(600)
 def test_soak(sqlite: Site, promise: Promise, name: str, size: Size) -> None:
     server = sqlite.server().start()
