@@ -39,8 +39,8 @@ test: setup ## all tests but those that take minutes, with coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-faults: setup ## each promise at its full size, half an hour: kill -9 at every write, cut connections, failing stores
-	$(BIN)/python -m pytest tests/faults -m faults $(ARGS)
+faults: setup ## each promise at its full size, some 45 minutes: kill -9 at every write, cut connections, overload, bombs
+	$(BIN)/python -m pytest tests -m faults $(ARGS)
 
 bench: setup ## the figures of the README, on this machine: some 45 minutes
 	$(BIN)/python -m benchmarks.aggregation $(ARGS)

@@ -13,7 +13,7 @@ from tests.faults.load import SPEC, Load
 from tests.faults.sizes import sized
 
 
-@sized("restarts", 2, 20)
+@sized("restarts", 1, 20)
 @pytest.mark.timeout(900)
 def test_rolling_restart(site: Site, promise: Promise, name: str, restarts: int) -> None:
     """One server on SQLite, two on PostgreSQL, of which callers know both."""

@@ -48,6 +48,7 @@ def test_acknowledged_before_kill_9_is_there_afterwards_and_its_retry_is_a_dupli
     assert stats(stub, "a") == before
 
 
+@pytest.mark.faults
 def test_kill_9_under_load_loses_nothing_acknowledged_and_doubles_nothing_retried(own_server: ServerProcess) -> None:
     """Four producers retry each contribution until it is acknowledged, while the server is killed three times."""
     create(connected(own_server.start()), "a", specs.Standardize(3))
