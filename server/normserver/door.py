@@ -187,8 +187,9 @@ class Door:
         for need in rules.RULES[call.path](message):
             if (everywhere is None or need.scope > everywhere) and not identity.may(need):
                 raise identity.refuse(need)
-        if call.taken is not None and (producer := rules.producer_of(call.path, message)):
-            self._quotas.producer(call.taken, producer, self._clock())
+        if call.taken is not None:
+            for producer in rules.producers_of(call.path, message):
+                self._quotas.producer(call.taken, producer, self._clock())
 
 
 def _certificate_names(context: Context) -> list[str]:

@@ -383,6 +383,9 @@ def test_rates_and_quotas_hold(open_site: Open) -> None:
         with open_site.client("small") as another, pytest.raises(normstats.ResourceExhausted) as caught:
             another.update({"small/one": X})
         assert caught.value.reason == "TOO_MANY_PRODUCERS"
+        with open_site.client("small") as another, pytest.raises(normstats.ResourceExhausted) as caught:
+            another.normalize_many([X, X], "small/one", mode="train")
+        assert caught.value.reason == "TOO_MANY_PRODUCERS"
         started, reasons = time.monotonic(), []
         for _ in range(100):
             try:

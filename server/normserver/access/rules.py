@@ -106,15 +106,15 @@ def is_public(path: str) -> bool:
     return path in _PUBLIC
 
 
-def producer_of(path: str, message: Any) -> bytes:
-    """The producer that a message contributes as, if it does."""
+def producers_of(path: str, message: Any) -> Iterable[bytes]:
+    """The producers that a message contributes as; an empty one stands for none."""
     match path.removeprefix(_PREFIX):
         case "UpdateRunningStats":
-            producer: bytes = message.producer_id
+            return (message.producer_id,)
         case "UpdateRunningStatsStream":
-            producer = message.open.producer_id
+            return (message.open.producer_id,)
         case "Normalize":
-            producer = message.message.producer_id
-        case _:
-            producer = b""
-    return producer
+            return (message.message.producer_id,)
+        case "NormalizeMany" | "NormalizeManyStream":
+            return (one.message.producer_id for one in message.requests)
+    return ()
