@@ -58,7 +58,7 @@ class Security:
         return [("grpc.ssl_target_name_override", self.tls.server_name)] if self.tls and self.tls.server_name else []
 
 
-def of(target: str, tls: TLS | bool | str | os.PathLike[str] | None, token: Token | None) -> Security:
+def security_of(target: str, tls: TLS | bool | str | os.PathLike[str] | None, token: Token | None) -> Security:
     """What `connect` was told, and what it was not by NORMSTATS_CA, NORMSTATS_CERT, NORMSTATS_KEY, NORMSTATS_TOKEN.
 
     Raises:

@@ -23,8 +23,10 @@ class Certificates:
     """A certificate with its key; with `client_ca`, callers must have certificates too."""
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
-        """Raises:
-        OSError, ValueError: a file cannot be read, or the key is not the certificate's.
+        """PEM files of the certificate, its key, and the authorities that callers' certificates come from.
+
+        Raises:
+            OSError, ValueError: a file cannot be read, or the key is not the certificate's.
         """
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         paths = [path for path in (certificate, key, client_ca) if path is not None]

@@ -16,8 +16,10 @@ class HealthServer:
     """Serves health, and nothing else."""
 
     def __init__(self, address: str) -> None:
-        """Raises:
-        RuntimeError: the address cannot be bound.
+        """Bind HOST:PORT; port 0 picks a free one.
+
+        Raises:
+            RuntimeError: the address cannot be bound.
         """
         self._servicer = health.HealthServicer()
         self._server = grpc.server(

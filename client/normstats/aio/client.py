@@ -19,7 +19,7 @@ from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
 from normstats.errors import InvalidArgument
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import Backup, Device, NormalizerInfo, RunningState, UpdateResult
-from normstats.security import TLS, Token, of
+from normstats.security import TLS, Token, security_of
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
 
@@ -67,7 +67,7 @@ class AsyncClient:
     ) -> None:
         if shared_memory and not target.startswith("unix:"):
             raise InvalidArgument(f"shared_memory is set; {target!r} is no unix:PATH", field="target")
-        security = of(target, tls, token)
+        security = security_of(target, tls, token)
         self._connection = AsyncConnection(target, timeout, options, security=security, shared_memory=shared_memory)
 
     def __await__(self) -> Generator[Any, None, Self]:

@@ -16,7 +16,7 @@ from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
 from normstats.errors import InvalidArgument
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import Backup, Device, NormalizerInfo, RunningState, UpdateResult
-from normstats.security import TLS, Token, of
+from normstats.security import TLS, Token, security_of
 from normstats.sync.backup import Progress, back_up
 from normstats.sync.connection import Connection
 from normstats.sync.normalizer import Normalizer
@@ -68,7 +68,7 @@ class Client:
     ) -> None:
         if shared_memory and not target.startswith("unix:"):
             raise InvalidArgument(f"shared_memory is set; {target!r} is no unix:PATH", field="target")
-        security = of(target, tls, token)
+        security = security_of(target, tls, token)
         self._connection = Connection(target, timeout, options, security=security, shared_memory=shared_memory)
 
     def create(

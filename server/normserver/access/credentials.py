@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from normserver.access.grants import Grant, Identity, Limits, Scope
 from normserver.errors import Unauthenticated
 from normserver.files import Watched
-
-log = logging.getLogger(__name__)
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@/-]{1,100}$")]
 _Hash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
