@@ -37,7 +37,7 @@ def generate(target: Path) -> None:
     if protoc.main(arguments + sources) != 0:
         sys.exit("protoc failed")
     folder = target / "normstats" / "v1"
-    for empty in (*folder.glob("tensor_pb2_grpc.*"), *folder.glob("resources_pb2_grpc.*")):
+    for empty in (path for one in ("activity", "tensor", "resources") for path in folder.glob(f"{one}_pb2_grpc.*")):
         empty.unlink()
     (folder / "__init__.py").write_text('"""Generated from proto/normstats/v1: do not edit."""\n')
     shutil.copy(SERVICE_CONFIG, folder / SERVICE_CONFIG.name)

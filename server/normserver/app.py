@@ -14,27 +14,35 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.engine import make_url
+from starlette.applications import Starlette
 
 from normcore.kernels import launch
 from normserver import placement, process
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import Need, Scope
+from normserver.activity.activity import About, Activity
+from normserver.activity.changes import Changes
+from normserver.activity.contributors import Contributors
+from normserver.api import Api, EventLoop
 from normserver.backups import Backups
 from normserver.batcher import Batcher
 from normserver.certificates import Certificates
 from normserver.committer import Committer
 from normserver.compute import Compute
-from normserver.config import Settings, split_address
+from normserver.config import Settings, is_local, split_address
 from normserver.contributing import Contributing
 from normserver.door import Door, Room
 from normserver.errors import Unauthenticated, Unavailable
+from normserver.gateway import Gateway
 from normserver.health import HealthServer
 from normserver.http import HttpServer, application
 from normserver.interceptors import Edge
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
+from normserver.normalizer_metrics import NormalizerMetrics
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
+from normserver.observing import Observer
 from normserver.planner import Planner
 from normserver.published import Published
 from normserver.rounds.groups import Groups
@@ -52,11 +60,15 @@ from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"].full_name
+RELEASE = importlib.metadata.version("normstats")
+_SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"]
+SERVICE, _METHODS = _SERVICE.full_name, tuple(_SERVICE.methods)
 _FORGET_EVERY_SECONDS = 600.0
 _LOOK_AT_FILES_SECONDS = 1.0
 # An event loop that has not turned for so long will not turn again.
 _STUCK_SECONDS = 60.0
+# gRPC's word for it.
+_FOREVER_MILLISECONDS = 2**31 - 1
 
 
 def open_store(url: str) -> Store:
@@ -80,10 +92,11 @@ class App:
         self._settings = settings
         self._lifetime = Lifetime()
         self.metrics = Metrics()
-        self.metrics.build.info({"version": importlib.metadata.version("normstats")})
+        self.metrics.build.info({"version": RELEASE})
         self._store = StoreThread(open_store(settings.store))
         self.metrics.store_up.set_function(lambda: self._store.up)
-        self._published = Published(self._store)
+        self._changes, self._contributors = Changes(), Contributors()
+        self._published = Published(self._store, self._changes)
         self._placement = placement.pick(settings.device)
         self._compute = Compute(
             self.metrics,
@@ -91,7 +104,11 @@ class App:
             max_queued=settings.max_queued_normalizations,
         )
         self._committer = Committer(
-            self._store, self._published, self.metrics, max_pending=settings.max_pending_contributions
+            self._store,
+            self._published,
+            self.metrics,
+            self._contributors,
+            max_pending=settings.max_pending_contributions,
         )
         self._certificates: Certificates | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -125,9 +142,8 @@ class App:
         await self._store.open()
         try:
             if self._settings.http:
-                pages = application(self.metrics.registry, self.why_not_alive, self.why_not_ready, self._may_read)
                 tls = None if self._certificates is None else self._certificates.context
-                self._http = HttpServer(pages, self._settings.http, tls)
+                self._http = HttpServer(self._pages(), self._settings.http, tls)
             if self._settings.health:
                 self._probes = HealthServer(self._settings.health)
             port = self._listen(self._settings.listen)
@@ -143,6 +159,7 @@ class App:
             asyncio.create_task(self._keep_health(), name="health"),
             asyncio.create_task(self._look_at_files(), name="files"),
             asyncio.create_task(self._forget_producers(), name="producers"),
+            asyncio.create_task(self._activity.run(), name="activity"),
         ]
         if self._store.shared:
             self._share(own_port)
@@ -162,6 +179,7 @@ class App:
         await self._health.enter_graceful_shutdown()
         self._published.stop()
         self._groups.stop()
+        self._activity.stop()
         await self._grpc.stop(self._settings.drain_seconds)
         await self._groups.finish()
         if self._leases is not None:
@@ -208,6 +226,7 @@ class App:
         memory = SharedMemory(lent_bytes, self._lifetime, self.metrics)
         normalizing = Normalizing(planner, batcher, contributing, memory, self.metrics)
         self._groups = Groups(self._committer, self._published, self._compute, self._lifetime, self.metrics)
+        self._activity = self._gather()
         sessions = Sessions(normalizing, self._lifetime, self.metrics)
         backups = Backups(self._store, self._lifetime)
         service = NormalizationService(
@@ -220,30 +239,56 @@ class App:
             sessions,
             self._placement,
             backups,
+            self._activity,
         )
-        server = grpc.aio.server(interceptors=(self._edge(),), options=_options(self._settings))
+        observer, door = Observer(self.metrics, self._settings.log_calls_per_second), self._door()
+        self._gateway = Gateway(service, door, observer, self._lifetime)
+        edge = Edge(
+            observer,
+            door,
+            StreamMemory(self._settings.max_stream_bytes, self.metrics),
+            default_deadline_seconds=self._settings.default_deadline_seconds,
+        )
+        server = grpc.aio.server(interceptors=(edge,), options=_options(self._settings))
         pb_grpc.add_NormalizationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._settings.reflection:
             reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    def _edge(self) -> Edge:
+    def _pages(self) -> Starlette:
+        here = EventLoop(asyncio.get_running_loop())
+        api = Api(self._gateway, here, only_here=is_local(self._settings.http))
+        more = [*api.routes, *NormalizerMetrics(api).routes]
+        return application(self.metrics.registry, self.why_not_alive, self.why_not_ready, self._may_read, more)
+
+    def _gather(self) -> Activity:
+        about = About(
+            release=RELEASE,
+            started_at=time.time(),
+            store=make_url(self._settings.store).get_backend_name(),
+            device=str(self._placement.device),
+        )
+        streams = frozenset(method.name for method in _METHODS if method.client_streaming or method.server_streaming)
+        return Activity(
+            about,
+            self.metrics,
+            self._contributors,
+            self._changes,
+            streams=streams,
+            open_rounds=self._groups.open_rounds,
+            why_not_ready=self.why_not_ready,
+        )
+
+    def _door(self) -> Door:
         settings = self._settings
-        door = Door(
+        return Door(
             Room(settings.max_calls, settings.max_streams, settings.max_memory_bytes),
             self.metrics,
             credentials=self._credentials,
             certificates=settings.tls_client_ca is not None,
             full=self._full(),
             forget_producers_seconds=settings.forget_producers_after_hours * 3600,
-        )
-        return Edge(
-            self.metrics,
-            door,
-            StreamMemory(settings.max_stream_bytes, self.metrics),
-            default_deadline_seconds=settings.default_deadline_seconds,
-            lines_per_second=settings.log_calls_per_second,
         )
 
     def _full(self) -> dict[str, Callable[[], str]]:
@@ -335,6 +380,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds) or _FOREVER_MILLISECONDS),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.drain_seconds)),
         # Kilobytes that inflate to the limit cost 0.3 s of a thread that all calls wait for; and tensors hardly shrink.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.max_send_message_length", -1),  # an integer tensor grows when it becomes float32
@@ -348,6 +395,10 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_time_ms", 60_000),
     ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(round(seconds * 1000), _FOREVER_MILLISECONDS)
 
 
 def serve(settings: Settings) -> None:

@@ -124,7 +124,7 @@ class Batcher:
         """Normalize the data of batches that are alike, here and now; what became of each."""
         begun = perf_counter()
         try:
-            return self._compute.timed(lambda: self._alike(alike, data))
+            return self._compute.at_once(lambda: self._alike(alike, data))
         except NormcoreError as error:
             return [from_engine(error)] * len(data)
         finally:
@@ -183,7 +183,7 @@ class Batcher:
         return stack
 
     def _now(self, jobs: Sequence[Job]) -> Sequence[Encoded | Exception]:
-        return self._compute.timed(lambda: self._work(jobs))
+        return self._compute.at_once(lambda: self._work(jobs))
 
     def _is_brief(self, jobs: Sequence[Job]) -> bool:
         """Whether a launch is to be done on the event loop; the first of a sort may have to be compiled.

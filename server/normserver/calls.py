@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from normserver.access.grants import ANYONE, Identity
 from normserver.access.quotas import Taken
 from normserver.stream_memory import Share
+
+
+class Trace(Protocol):
+    """What is told of a call to whoever traces it."""
+
+    def phase(self, name: str, began: float, ended: float) -> None:
+        """One of its phases, by the monotonic clock."""
+
+    def end(self, code: str) -> None:
+        """It has ended, with this gRPC code."""
 
 
 @dataclass(slots=True)
@@ -26,11 +37,11 @@ class Call:
     held_bytes: int = 0
     received_bytes: int = 0
     entered_at: float = 0.0
+    trace: Trace | None = None
+    method: str = field(init=False)
 
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return self.path.rpartition("/")[2]
+    def __post_init__(self) -> None:
+        self.method = self.path.rpartition("/")[2]
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)

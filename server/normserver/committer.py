@@ -11,10 +11,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
+from normserver import calls
+from normserver.activity.contributors import Contributors
+from normserver.calls import Call
 from normserver.contributions import Decision, Outcome, Submission, decide
 from normserver.errors import ResourceExhausted, ServiceError, Unavailable
 from normserver.metrics import Metrics
+from normserver.phases import COMMIT, QUEUE, Phases
 from normserver.published import Published
 from normserver.records import Record
 from normserver.store.base import Transaction
@@ -26,6 +31,15 @@ log = logging.getLogger(__name__)
 _MAX_SUBMISSIONS = 1024
 
 
+class _Pending(NamedTuple):
+    """A submission that waits for its commit, whose call it is, and since when."""
+
+    submission: Submission
+    future: asyncio.Future[Outcome]
+    call: Call | None
+    queued_at: float
+
+
 class Committer:
     """Merges submissions into the store, in the order of their arrival."""
 
@@ -34,6 +48,7 @@ class Committer:
         store: StoreThread,
         published: Published,
         metrics: Metrics,
+        contributors: Contributors,
         *,
         max_pending: int,
         clock: Callable[[], float] = time.time,
@@ -41,9 +56,11 @@ class Committer:
         self._store = store
         self._published = published
         self._metrics = metrics
+        self._phases = Phases(metrics)
+        self._contributors = contributors
         self._max_pending = max_pending
         self._clock = clock
-        self._pending: list[tuple[Submission, asyncio.Future[Outcome]]] = []
+        self._pending: list[_Pending] = []
         metrics.pending.set_function(lambda: len(self._pending))
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
@@ -67,7 +84,7 @@ class Committer:
         if sentence := self.why_full():
             raise ResourceExhausted(sentence)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending.append((submission, future))
+        self._pending.append(_Pending(submission, future, calls.current(), time.perf_counter()))
         self._arrived.set()
         return future
 
@@ -96,14 +113,14 @@ class Committer:
         self._arrived.set()
         self._taken.set()
 
-    async def _commit(self, taken: Sequence[tuple[Submission, asyncio.Future[Outcome]]]) -> None:
+    async def _commit(self, taken: Sequence[_Pending]) -> None:
         # Who has hung up before the commit began is not counted: his retry, if there is one, has the same sequence.
-        taken = [(submission, future) for submission, future in taken if not future.cancelled()]
-        submissions = [submission for submission, _ in taken]
-        started = time.perf_counter()
+        taken = [one for one in taken if not one.future.cancelled()]
+        submissions = [one.submission for one in taken]
+        began, now = time.perf_counter(), self._now()
         try:
             known = self._published.at_hand(_names(submissions))
-            decision = await self._store.run(partial(_commit, submissions=submissions, known=known, now=self._now()))
+            decision = await self._store.run(partial(_commit, submissions=submissions, known=known, now=now))
         except ServiceError as error:
             _fail(taken, error)
             return
@@ -111,15 +128,24 @@ class Committer:
             log.exception("commit failed")
             _fail(taken, error)
             return
-        self._metrics.commit_done(time.perf_counter() - started, decision.outcomes)
         self._published.publish(decision.records)
-        for (_, future), outcome in zip(taken, decision.outcomes, strict=True):
-            if future.done():
+        for one, outcome in zip(taken, decision.outcomes, strict=True):
+            if one.future.done():
                 continue
             if isinstance(outcome, ServiceError):
-                future.set_exception(outcome)
+                one.future.set_exception(outcome)
             else:
-                future.set_result(outcome)
+                one.future.set_result(outcome)
+        self._count(taken, decision, began, now)
+
+    def _count(self, taken: Sequence[_Pending], decision: Decision, began: float, now: float) -> None:
+        ended = time.perf_counter()
+        self._metrics.commit_done(ended - began, decision.outcomes)
+        for one, outcome in zip(taken, decision.outcomes, strict=True):
+            self._phases.note(one.call, QUEUE, one.queued_at, began)
+            self._phases.note(one.call, COMMIT, began, ended)
+            if not isinstance(outcome, ServiceError):
+                self._contributors.note(one.submission, now, duplicate=outcome.duplicate)
 
     def _now(self) -> float:
         return round(self._clock(), 6)  # microseconds, as the store keeps them
@@ -142,7 +168,7 @@ def _names(submissions: Sequence[Submission]) -> set[str]:
     return {contribution.name for submission in submissions for contribution in submission.contributions}
 
 
-def _fail(taken: Sequence[tuple[Submission, asyncio.Future[Outcome]]], error: Exception) -> None:
-    for _, future in taken:
-        if not future.done():
-            future.set_exception(error)
+def _fail(taken: Sequence[_Pending], error: Exception) -> None:
+    for one in taken:
+        if not one.future.done():
+            one.future.set_exception(error)

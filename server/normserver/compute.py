@@ -16,8 +16,11 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from normcore.errors import NormcoreError
+from normserver import calls
+from normserver.calls import Call
 from normserver.errors import ResourceExhausted, from_engine
 from normserver.metrics import Metrics
+from normserver.phases import COMPUTE, QUEUE, Phases
 from normserver.process import torch_threads
 from normserver.turns import Turns
 
@@ -37,6 +40,8 @@ class Task(Generic[I, T]):
     caller: str = ""
     kind: Hashable | None = None
     size_bytes: int = 0
+    call: Call | None = field(default_factory=calls.current)
+    queued_at: float = field(default_factory=time.perf_counter)
     future: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -45,6 +50,8 @@ class Compute:
 
     def __init__(self, metrics: Metrics, *, threads: int, max_queued: int) -> None:
         self._metrics = metrics
+        self._phases = Phases(metrics)
+        metrics.compute_threads.set(threads)
         self._max_queued = max_queued
         self._queued = 0
         self._turns: Turns[Task[Any, Any]] = Turns()
@@ -90,13 +97,16 @@ class Compute:
             self._changed.notify()
         return task.future
 
-    def timed(self, work: Callable[[], T]) -> T:
-        """Do it here and now, as far as metrics go on the device."""
-        started = time.perf_counter()
+    def at_once(self, work: Callable[[], T]) -> T:
+        """Do it here and now, as far as metrics go on the device, without having waited for it."""
+        call, began = calls.current(), time.perf_counter()
         try:
             return work()
         finally:
-            self._metrics.compute_seconds.observe(time.perf_counter() - started)
+            ended = time.perf_counter()
+            self._metrics.compute_seconds.observe(ended - began)
+            self._phases.note(call, QUEUE, began, began)
+            self._phases.note(call, COMPUTE, began, ended)
 
     def close(self) -> None:
         """Wait for what is under way; what was not begun is not."""
@@ -116,18 +126,23 @@ class Compute:
                     return
                 tasks = self._turns.take()
             results: Sequence[Any]
+            began = time.perf_counter()
             try:
-                results = self.timed(lambda: tasks[0].work([task.item for task in tasks]))  # noqa: B023 (called now)
+                results = tasks[0].work([task.item for task in tasks])
             except Exception as error:
                 results = [error] * len(tasks)
-            tasks[0].future.get_loop().call_soon_threadsafe(self._settle, tasks, results)
+            ended = time.perf_counter()
+            tasks[0].future.get_loop().call_soon_threadsafe(self._settle, tasks, results, began, ended)
             del tasks, results
 
-    def _settle(self, tasks: Sequence[Task[Any, Any]], results: Sequence[Any]) -> None:
+    def _settle(self, tasks: Sequence[Task[Any, Any]], results: Sequence[Any], began: float, ended: float) -> None:
         """Tell who asked."""
+        self._metrics.compute_seconds.observe(ended - began)
         self._metrics.launch_size.observe(len(tasks))
         self._count(-len(tasks))
         for task, result in zip(tasks, results, strict=True):
+            self._phases.note(task.call, QUEUE, task.queued_at, began)
+            self._phases.note(task.call, COMPUTE, began, ended)
             if task.future.cancelled():
                 continue
             if isinstance(result, Exception):

@@ -103,6 +103,13 @@ class Settings(BaseSettings):
         16384, ge=1024, le=2**20, description="The most metadata taken with a call; more is refused."
     )
     max_connections: int = Field(4096, ge=1, description="Connections at a time; more are closed.")
+    max_connection_age_seconds: float = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="End a connection after so long, give or take a tenth, so that its caller makes another and a new "
+        "server gets work. What is under way has --drain-seconds. 0: never.",
+    )
     max_streams_per_connection: int = Field(
         1024, ge=1, description="Calls at a time on one connection; the caller's end keeps more waiting."
     )

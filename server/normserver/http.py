@@ -1,4 +1,4 @@
-"""Plain HTTP beside gRPC: /metrics for Prometheus, /healthz and /readyz for whoever runs the process.
+"""Plain HTTP beside gRPC: the console for people, /metrics for Prometheus, /healthz and /readyz for whoever runs it.
 
 On a thread of its own, so that it answers however busy the server is.
 """
@@ -9,19 +9,32 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from normserver.config import split_address
 
 _STOP_SECONDS = 5.0
+
+_CONSOLE = Path(__file__).parent / "console"
+# The console loads what is here and nothing else, and no other site shows it. A new release is seen at once.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 
 
 def application(
@@ -29,6 +42,7 @@ def application(
     why_not_alive: Callable[[], str],
     why_not_ready: Callable[[], str],
     may_read: Callable[[str], bool],
+    more: Sequence[Route] = (),
 ) -> Starlette:
     """The pages.
 
@@ -36,6 +50,7 @@ def application(
         registry: what /metrics tells.
         why_not_alive, why_not_ready: return nothing where all is well.
         may_read: whether an Authorization header is of somebody who may see /metrics.
+        more: pages that ask the server.
     """
 
     async def metrics(request: Request) -> Response:
@@ -49,7 +64,29 @@ def application(
     async def readyz(_: Request) -> Response:
         return _well(why_not_ready())
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
+    async def index(_: Request) -> Response:
+        return FileResponse(_CONSOLE / "index.html", headers=_HEADERS)
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            Mount("/static", _Static(directory=_CONSOLE)),
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            *more,
+        ]
+    )
+
+
+class _Static(StaticFiles):
+    """The console's files."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """With headers that keep everything else out."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_HEADERS)
+        return response
 
 
 def _well(reason: str) -> Response:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from inspect import iscoroutinefunction
 from typing import Any, TypeAlias
 
@@ -14,11 +13,10 @@ from grpc.aio import ServerInterceptor, ServicerContext
 from grpc_status import rpc_status
 
 from normserver import audit, calls, status
-from normserver.call_log import CallLog
 from normserver.calls import Call
 from normserver.door import Door, Received, receiving
 from normserver.errors import DeadlineExceeded, ServiceError
-from normserver.metrics import Metrics
+from normserver.observing import Observed, Observer
 from normserver.stream_memory import SMALL_BYTES, StreamMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import carried
@@ -32,18 +30,16 @@ class Edge(ServerInterceptor):
 
     def __init__(
         self,
-        metrics: Metrics,
+        observer: Observer,
         door: Door,
         stream_memory: StreamMemory,
         *,
         default_deadline_seconds: float = 300.0,
-        lines_per_second: int = 100,
     ) -> None:
-        self._metrics = metrics
+        self._observer = observer
         self._door = door
         self._stream_memory = stream_memory
         self._default_deadline_seconds = default_deadline_seconds
-        self._log = CallLog(lines_per_second)
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -83,7 +79,7 @@ class Edge(ServerInterceptor):
         """A handler that reads nothing: a stream's, whatever the method is, as a unary one's message is read first."""
 
         async def refuse(_: Any, context: Context) -> None:
-            with self._observed(call) as observed:
+            with self._observer.observed(call) as observed:
                 await _abort(context, observed, call.method, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -103,7 +99,7 @@ class Edge(ServerInterceptor):
 
         async def serve(received: Received, context: Context) -> Any:
             call = _this_call()
-            with self._observed(call) as observed:
+            with self._observer.observed(call) as observed:
                 try:
                     self._door.recognize(call, context)
                     request = self._door.let_in(call, received)
@@ -123,7 +119,7 @@ class Edge(ServerInterceptor):
 
         async def serve(request: Any, context: Context) -> None:
             call, answers = _this_call(), _Answers(context)
-            with self._metrics.streams.labels(method).track_inprogress(), self._observed(call) as observed:
+            with self._observer.observed(call) as observed:
                 try:
                     self._door.recognize(call, context)
                     many = handler.request_streaming
@@ -160,18 +156,6 @@ class Edge(ServerInterceptor):
             message = [self._door.let_in(call, read(serialized))]
             del serialized
             yield message.pop()
-
-    @contextmanager
-    def _observed(self, call: Call) -> Iterator[_Observed]:
-        observed, started = _Observed(), time.perf_counter()
-        try:
-            yield observed
-            observed.code = "OK"
-        finally:
-            seconds = time.perf_counter() - started
-            self._metrics.call_seconds.labels(call.method).observe(seconds)
-            self._metrics.calls.labels(call.method, observed.code).inc()
-            self._log.note(call, observed.code, seconds)
 
 
 # Messages of these count as memory until their handler gives it back: so many times their size. A chunk is there as
@@ -239,21 +223,16 @@ class _Answers:
         return getattr(self._context, name)
 
 
-class _Observed:
-    """What a call ended with, so far as is known."""
-
-    code = "CANCELLED"  # a handler that neither returns nor raises was cancelled
-
-
 def _this_call() -> Call:
     call = calls.current()
     assert call is not None, "a call has entered before its handler runs"
     return call
 
 
-async def _abort(context: Context, observed: _Observed, method: str, error: Exception) -> None:
+async def _abort(context: Context, observed: Observed, method: str, error: Exception) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    told = rpc_status.to_status(status.told(error, method))
-    observed.code = told.code.name
+    found = status.told(error, method)
+    told = rpc_status.to_status(found)
+    observed.code = status.name_of(found)
     await context.abort(told.code, told.details, told.trailing_metadata)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
 
@@ -10,6 +11,11 @@ from normserver.contributions import Outcome
 from normserver.errors import ServiceError
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_OF_DEVICE = {
+    "memory_bytes": "Memory of the device that is in use, by whomever.",
+    "memory_limit_bytes": "Memory that the device has.",
+    "busy_ratio": "The share of its time that the device computed, for whomever, as its driver tells: 0 to 1.",
+}
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -28,6 +34,13 @@ class Metrics:
             "normstats_call_seconds",
             "How long calls took, by method.",
             ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.phase_seconds = Histogram(
+            "normstats_phase_seconds",
+            "What calls' time went into: queue (waiting for the device or for a commit), compute, commit; by method.",
+            ["method", "phase"],
             buckets=_SECONDS,
             registry=registry,
         )
@@ -50,6 +63,11 @@ class Metrics:
             "normstats_compute_seconds",
             "How long normalizations took on the device.",
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self.compute_threads = Gauge(
+            "normstats_compute_threads",
+            "Threads that compute: the rate of normstats_compute_seconds_sum over this is how busy they are.",
             registry=registry,
         )
         self.launch_size = Histogram(
@@ -82,13 +100,24 @@ class Metrics:
         self.last_commit = Gauge(
             "normstats_last_commit_timestamp_seconds", "When the last commit was done.", registry=registry
         )
+        self.last_commit_at = 0.0
         self.rounds = Counter(
             "normstats_rounds",
             "Synchronized rounds by how they ended: completed or failed.",
             ["outcome"],
             registry=registry,
         )
+        self.round_seconds = Histogram(
+            "normstats_round_seconds",
+            "How long rounds waited for their members, from the first part to the last or to the deadline.",
+            ["outcome"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.open_rounds = Gauge("normstats_open_rounds", "Rounds that wait for members.", registry=registry)
+        self.producers = Gauge(
+            "normstats_active_producers", "Producers that contributed within a minute.", registry=registry
+        )
         self.store_up = Gauge("normstats_store_up", "1 while the store can be used.", registry=registry)
         self.calls_under_way = Gauge(
             "normstats_calls_under_way", "Unary calls that were let in and have not ended.", registry=registry
@@ -113,14 +142,43 @@ class Metrics:
             registry=registry,
         )
         self.streams = Gauge(
-            "normstats_open_streams", "Streams that are open, by method.", ["method"], registry=registry
+            "normstats_open_streams",
+            "Streams that are open, by method; those of WatchRunningStats are watchers.",
+            ["method"],
+            registry=registry,
         )
+        self.device = Info("normstats_device", "Where the server computes.", registry=registry)
+        self._of_device: list[Gauge] = []
+        self._phases: dict[tuple[str, str], Histogram] = {}
+
+    def phase(self, method: str, phase: str, seconds: float) -> None:
+        """Count a phase of a call."""
+        key = method, phase
+        if key not in self._phases:
+            self._phases[key] = self.phase_seconds.labels(method, phase)
+        self._phases[key].observe(seconds)
+
+    def round_closed(self, seconds: float, *, complete: bool) -> None:
+        """Count a round that waits no longer."""
+        outcome = "completed" if complete else "failed"
+        self.open_rounds.dec()
+        self.rounds.labels(outcome).inc()
+        self.round_seconds.labels(outcome).observe(seconds)
+
+    def watch_device(self, name: str, kind: str, reading: Mapping[str, Callable[[], float]]) -> None:
+        """Say what the server computes on, and what is read of it: memory_bytes, memory_limit_bytes, busy_ratio."""
+        self.device.info({"name": name, "device": kind})
+        for what, read in reading.items():
+            gauge = Gauge(f"normstats_device_{what}", _OF_DEVICE[what], registry=self.registry)
+            gauge.set_function(read)
+            self._of_device.append(gauge)
 
     def commit_done(self, seconds: float, outcomes: Sequence[Outcome | ServiceError]) -> None:
         """Count one commit and what became of its contributions."""
         self.commit_seconds.observe(seconds)
         self.commit_size.observe(len(outcomes))
-        self.last_commit.set_to_current_time()
+        self.last_commit_at = time.time()
+        self.last_commit.set(self.last_commit_at)
         for outcome in outcomes:
             self.contributions.labels(_kind(outcome)).inc()
 

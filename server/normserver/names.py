@@ -30,10 +30,10 @@ def check_name(value: str, field: str) -> str:
     return value
 
 
-def check_prefix(value: str, field: str) -> str:
-    """The beginning of a name, checked; may be empty."""
+def check_prefix(value: str, field: str, *, expected: str = "the beginning of a name") -> str:
+    """The beginning of a name, or another part of one, checked; may be empty."""
     if len(value) > MAX_NAME or not re.fullmatch(r"[A-Za-z0-9._/-]*", value):
-        raise InvalidArgument(field, f"is {_shown(value)}; expected the beginning of a name", reason="INVALID_NAME")
+        raise InvalidArgument(field, f"is {_shown(value)}; expected {expected}", reason="INVALID_NAME")
     return value
 
 

@@ -82,9 +82,13 @@ class Normalizers:
         """A normalizer as of its last commit."""
         return await self._published.get(name)
 
-    async def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
-        """Normalizers in the order of their names."""
-        return await self._store.run(lambda transaction: transaction.page(prefix, after, limit))
+    async def page(self, prefix: str, contains: str, after: str, limit: int) -> tuple[Sequence[Record], int]:
+        """Some of the normalizers whose names begin with `prefix` and have `contains`, in order; and how many do."""
+
+        def find(transaction: Transaction) -> tuple[Sequence[Record], int]:
+            return transaction.page(prefix, after, limit, contains), transaction.count((prefix,), contains)
+
+        return await self._store.run(find)
 
     async def change(
         self, name: str, *, spec: Callable[[Spec], Spec], frozen: bool | None = None, reset: bool = False
@@ -111,7 +115,7 @@ class Normalizers:
             transaction.delete(name)
 
         await self._store.run(delete)
-        self._published.forget(name)
+        self._published.deleted(name)
 
     async def keep(self, name: str, tag: str, *, keep_last: int = 0) -> SnapshotRecord:
         """Keep the present statistics under a tag; with `keep_last`, only that many of the newest snapshots stay.

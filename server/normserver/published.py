@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from normserver.activity.changes import Changes
 from normserver.errors import Unavailable, no_such_normalizer
 from normserver.records import Record
 from normserver.store.base import Transaction
@@ -31,8 +32,9 @@ class _Entry:
 class Published:
     """The newest committed records, loaded when first asked for. Lives on the event loop."""
 
-    def __init__(self, store: StoreThread, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, store: StoreThread, changes: Changes, *, capacity: int = CAPACITY) -> None:
         self._store = store
+        self._changed = changes
         self._capacity = capacity
         self._max_age = MAX_AGE_SECONDS if store.shared else math.inf
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -79,15 +81,15 @@ class Published:
             self._keep(record)
             self._wake(record.name)
 
-    def forget(self, name: str) -> None:
+    def deleted(self, name: str) -> None:
         """A normalizer was deleted: its watchers will find that it is gone."""
-        self._entries.pop(name, None)
-        self._wake(name)
+        self._changed.forget(name)
+        self._forget(name)
 
     def outdated(self, names: Sequence[str]) -> None:
         """Other servers may have changed these; all, if none is named."""
         for name in names or list(self._entries):
-            self.forget(name)
+            self._forget(name)
 
     async def changed(self, seen: Record) -> Record:
         """Wait until a normalizer is no longer as it was seen, and return the newest.
@@ -128,6 +130,7 @@ class Published:
                     future.set_result(self._keep(found[name], read_at))
                 else:
                     self._entries.pop(name, None)
+                    self._changed.forget(name)
                     _fail(future, no_such_normalizer(name))
         self._loader = None
 
@@ -142,9 +145,14 @@ class Published:
         serialized = known.serialized if known is not None and known.record is record else b""
         self._entries[record.name] = _Entry(record, self._now() if read_at is None else read_at, serialized)
         self._entries.move_to_end(record.name)
+        self._changed.note(record)
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
         return record
+
+    def _forget(self, name: str) -> None:
+        self._entries.pop(name, None)
+        self._wake(name)
 
     def _wake(self, name: str) -> None:
         if (event := self._changes.pop(name, None)) is not None:

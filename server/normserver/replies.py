@@ -9,18 +9,23 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from normcore.drift import Drift
 from normcore.errors import NormcoreError
 from normserver import codec, status
+from normserver.activity.activity import Doing
+from normserver.activity.contributors import Contributor
+from normserver.activity.history import Point
+from normserver.activity.load import Load
 from normserver.codec import Encoded, Reply
 from normserver.contributions import Contributed, Outcome
 from normserver.engine import Mode
 from normserver.placement import Placement
 from normserver.records import Record, SnapshotRecord, policy_of, rows
 from normstats import specs
+from normstats.v1 import activity_pb2, resources_pb2
 from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1 import resources_pb2
 from normstats.wire import carried
 from normstats.wire import spec as spec_wire
 
@@ -43,8 +48,8 @@ def normalizer(record: Record, *, parameters: bool = True) -> resources_pb2.Norm
     if record.running is not None:
         message.count = rows(record.running)
         message.num_batches = record.running.num_batches
-    message.create_time.FromMicroseconds(round(record.created_at * 1e6))
-    message.update_time.FromMicroseconds(round(record.updated_at * 1e6))
+    _set(message.create_time, record.created_at)
+    _set(message.update_time, record.updated_at)
     return message
 
 
@@ -57,7 +62,7 @@ def snapshot(record: SnapshotRecord) -> resources_pb2.Snapshot:
         count=rows(record.running),
         num_batches=record.running.num_batches,
     )
-    message.create_time.FromMicroseconds(round(record.created_at * 1e6))
+    _set(message.create_time, record.created_at)
     return message
 
 
@@ -77,7 +82,7 @@ def stats(record: Record, *, include_state: bool = False) -> resources_pb2.Runni
         ddof=1 if isinstance(spec, specs.BatchNorm) else 0,
         frozen=record.frozen or record.stopped,
     )
-    message.update_time.FromMicroseconds(round(record.updated_at * 1e6))
+    _set(message.update_time, record.updated_at)
     if include_state:
         message.state.CopyFrom(codec.encode_running(running))
     try:
@@ -167,6 +172,76 @@ def device(placement: Placement) -> pb.GetDeviceResponse:
             for operation, size in placement.from_bytes.items()
         ],
     )
+
+
+def activity(doing: Doing, prefixes: Sequence[str]) -> activity_pb2.Activity:
+    """What the server is doing, for one who may read names that begin so."""
+    message = activity_pb2.Activity(
+        server=activity_pb2.Server(
+            release=doing.about.release,
+            store=doing.about.store,
+            device=doing.about.device,
+            not_ready=doing.not_ready,
+            readable_prefixes=prefixes,
+        ),
+        load=[_load(load) for load in doing.load],
+        normalizers=[_active(record, rate) for record, rate in doing.normalizers],
+        producers=[_producer(one, rate) for one, rate in doing.contributors],
+        rounds=[activity_pb2.OpenRound(**one._asdict()) for one in doing.rounds],
+    )
+    _set(message.server.start_time, doing.about.started_at)
+    if doing.last_commit_at:
+        _set(message.server.last_commit_time, doing.last_commit_at)
+    return message
+
+
+def history(points: Sequence[Point], contributors: Sequence[tuple[Contributor, float]]) -> pb.GetHistoryResponse:
+    """How a normalizer came to be what it is."""
+    response = pb.GetHistoryResponse(producers=[_producer(one, rate) for one, rate in contributors])
+    for point in points:
+        told = response.points.add(
+            version=point.version,
+            count=point.num_rows,
+            num_batches=point.num_batches,
+            mean=activity_pb2.Spread(**point.mean._asdict()),
+            std=activity_pb2.Spread(**point.std._asdict()),
+        )
+        _set(told.time, point.at)
+    return response
+
+
+def _load(load: Load) -> activity_pb2.Load:
+    told = load._asdict()
+    at = told.pop("at")
+    message = activity_pb2.Load(**told)
+    _set(message.time, at)
+    return message
+
+
+def _active(record: Record, rate: float) -> activity_pb2.ActiveNormalizer:
+    message = activity_pb2.ActiveNormalizer(name=record.name, version=record.version, contributions_per_second=rate)
+    if record.running is not None:
+        message.num_features, message.count = record.statistics()[0].num_features, rows(record.running)
+    _set(message.update_time, record.updated_at)
+    return message
+
+
+def _producer(one: Contributor, rate: float) -> activity_pb2.ActiveProducer:
+    message = activity_pb2.ActiveProducer(
+        producer_id=one.producer,
+        normalizer=one.normalizer,
+        sequence=one.sequence,
+        contributions=one.merged,
+        duplicates=one.duplicates,
+        contributions_per_second=rate,
+    )
+    _set(message.last_time, one.last_at)
+    return message
+
+
+def _set(timestamp: Timestamp, seconds: float) -> None:
+    """Seconds since the epoch, to the microsecond, as the store has them."""
+    timestamp.FromMicroseconds(round(seconds * 1e6))
 
 
 def _bare(spec: specs.Spec) -> specs.Spec:

@@ -9,6 +9,7 @@ from grpc.aio import ServicerContext
 
 from normserver import calls, names, pages, replies, validate
 from normserver.access.grants import Scope
+from normserver.activity.activity import MAX_SECONDS, Activity
 from normserver.backups import Backups
 from normserver.contributing import Contributing
 from normserver.errors import InvalidArgument
@@ -20,11 +21,15 @@ from normserver.rounds.groups import Groups
 from normserver.sessions import Sessions
 from normserver.shared_memory import SharedMemory
 from normserver.streams import acknowledgements
+from normstats.v1 import activity_pb2
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
 from normstats.wire.carried import Carried, ManyCarried
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
+
+# How many normalizers, producers and rounds are told of unless more are asked for.
+_SHOWN = 100
 
 
 class NormalizationService(NormalizationServiceServicer):
@@ -41,6 +46,7 @@ class NormalizationService(NormalizationServiceServicer):
         sessions: Sessions,
         placement: Placement,
         backups: Backups,
+        activity: Activity,
     ) -> None:
         self._published = published
         self._normalizers = normalizers
@@ -51,6 +57,7 @@ class NormalizationService(NormalizationServiceServicer):
         self._sessions = sessions
         self._placement = placement
         self._backups = backups
+        self._activity = activity
 
     async def Normalize(self, request: Carried[pb.NormalizeRequest], context: Context) -> Any:  # type: ignore[override]
         """One tensor."""
@@ -124,6 +131,27 @@ class NormalizationService(NormalizationServiceServicer):
         """Where the server computes."""
         return replies.device(self._placement)
 
+    async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:
+        """What the server is doing."""
+        return pb.GetActivityResponse(activity=self._doing(request, request.seconds))
+
+    async def WatchActivity(
+        self, request: pb.WatchActivityRequest, context: Context
+    ) -> AsyncIterator[pb.WatchActivityResponse]:
+        """The same, every second."""
+        seconds = request.seconds
+        while True:
+            yield pb.WatchActivityResponse(activity=self._doing(request, seconds))
+            await self._activity.next()
+            seconds = 1
+
+    async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
+        """How a normalizer came to be what it is."""
+        record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
+        record.statistics()
+        limit = pages.limit(request.limit, "limit", usual=_SHOWN, most=pages.MAX_PAGE)
+        return replies.history(*await self._activity.history(record, limit))
+
     async def CreateNormalizer(
         self, request: pb.CreateNormalizerRequest, context: Context
     ) -> pb.CreateNormalizerResponse:
@@ -150,10 +178,13 @@ class NormalizationService(NormalizationServiceServicer):
     async def ListNormalizers(self, request: pb.ListNormalizersRequest, context: Context) -> pb.ListNormalizersResponse:
         """A page of normalizers."""
         size, after = pages.asked(request.page_size, request.page_token)
-        found = await self._normalizers.page(names.check_prefix(request.prefix, "prefix"), after, size + 1)
+        prefix = names.check_prefix(request.prefix, "prefix")
+        contains = names.check_prefix(request.contains, "contains", expected="a part of a name")
+        found, total = await self._normalizers.page(prefix, contains, after, size + 1)
         return pb.ListNormalizersResponse(
             normalizers=[replies.normalizer(record, parameters=False) for record in found[:size]],
             next_page_token=pages.next_token([record.name for record in found], size),
+            total_count=total,
         )
 
     async def UpdateNormalizer(
@@ -219,6 +250,14 @@ class NormalizationService(NormalizationServiceServicer):
     def BackUp(self, request: pb.BackUpRequest, context: Context) -> AsyncIterator[pb.BackUpResponse]:
         """The whole store."""
         return self._backups.send()
+
+    def _doing(self, request: pb.GetActivityRequest | pb.WatchActivityRequest, seconds: int) -> activity_pb2.Activity:
+        prefix = names.check_prefix(request.prefix, "prefix")
+        limit = pages.limit(request.limit, "limit", usual=_SHOWN, most=pages.MAX_PAGE)
+        seconds = pages.limit(seconds, "seconds", usual=1, most=MAX_SECONDS)
+        caller = calls.identity()
+        doing = self._activity.doing(lambda name: name.startswith(prefix) and caller.may_read(name), limit, seconds)
+        return replies.activity(doing, caller.prefixes(Scope.READ))
 
 
 def _snapshot_of(

@@ -44,6 +44,11 @@ def told(error: Exception, method: str) -> status_pb2.Status:
     return _of_bug(incident)
 
 
+def name_of(told: status_pb2.Status) -> str:
+    """The name of its code, such as NOT_FOUND."""
+    return str(code_pb2.Code.Name(told.code))
+
+
 # An overloaded server says the same again and again, and has better things to do than to say it anew.
 @lru_cache(maxsize=256)
 def _of_error(

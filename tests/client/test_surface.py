@@ -17,11 +17,12 @@ NAMES = {
     "Unauthenticated", "Unavailable", "Unimplemented", "UpdateResult", "UpdateStream", "__version__", "aio", "connect",
 }  # fmt: skip
 CLIENT = {
-    "back_up", "close", "create", "delete", "device", "empty", "get", "list", "normalize", "normalize_many", "update",
+    "activity", "back_up", "close", "create", "delete", "device", "empty", "get", "list", "normalize", "normalize_many",
+    "update", "watch_activity",
 }  # fmt: skip
 NORMALIZER = {
-    "compare", "delete", "delete_snapshot", "freeze", "join", "name", "normalize", "refresh", "reset", "restore",
-    "set_parameters", "snapshot", "snapshots", "spec", "stats", "stream", "unfreeze", "update", "watch",
+    "compare", "delete", "delete_snapshot", "freeze", "history", "join", "name", "normalize", "refresh", "reset",
+    "restore", "set_parameters", "snapshot", "snapshots", "spec", "stats", "stream", "unfreeze", "update", "watch",
 }  # fmt: skip
 MEMBER = {"id", "leave", "reduce", "sync"}
 

@@ -77,6 +77,9 @@ MESSAGES: dict[str, tuple[Message, str]] = {
     "GetRunningStats": (pb.GetRunningStatsRequest(normalizer=NAME), "read"),
     "WatchRunningStats": (pb.WatchRunningStatsRequest(normalizer=NAME), "read"),
     "GetDevice": (pb.GetDeviceRequest(), "read"),
+    "GetActivity": (pb.GetActivityRequest(), "read"),
+    "WatchActivity": (pb.WatchActivityRequest(), "read"),
+    "GetHistory": (pb.GetHistoryRequest(normalizer=NAME), "read"),
     "CreateNormalizer": (pb.CreateNormalizerRequest(name=NAME, spec=resources_pb2.Spec()), "write"),
     "GetNormalizer": (pb.GetNormalizerRequest(name=NAME), "read"),
     "ListNormalizers": (pb.ListNormalizersRequest(prefix="robot/"), "read"),
@@ -191,7 +194,7 @@ def test_only_who_may_is_let_in(site: Site, path: str) -> None:
     for index, scope in enumerate(SCOPES):
         let_in = code(site, scope, path) not in NOT_IN
         assert let_in == (index >= SCOPES.index(least)), scope
-    named = method not in ("ShareMemory", "GetDevice", "ServerReflectionInfo")
+    named = method not in ("ShareMemory", "GetDevice", "GetActivity", "WatchActivity", "ServerReflectionInfo")
     assert (code(site, "other-prefix", path) is grpc.StatusCode.PERMISSION_DENIED) == named
 
 

@@ -15,6 +15,7 @@ from normserver.door import Door, Room
 from normserver.errors import ResourceExhausted
 from normserver.interceptors import Edge
 from normserver.metrics import Metrics
+from normserver.observing import Observer
 from normserver.stream_memory import StreamMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
@@ -39,7 +40,7 @@ class Faulty(pb_grpc.NormalizationServiceServicer):
 
 async def called(metrics: Metrics, method: str, request: Any) -> grpc.aio.AioRpcError:
     server = grpc.aio.server(
-        interceptors=(Edge(metrics, Door(Room(9, 9, 1 << 20), metrics), StreamMemory(1 << 20, metrics)),)
+        interceptors=(Edge(Observer(metrics, 100), Door(Room(9, 9, 1 << 20), metrics), StreamMemory(1 << 20, metrics)),)
     )
     pb_grpc.add_NormalizationServiceServicer_to_server(Faulty(), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -8,15 +8,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import numpy as np
 
 from normstats import requests, specs
+from normstats.activity import Activity
+from normstats.aio import concurrency
 from normstats.aio.backup import Progress, back_up
 from normstats.aio.connection import AsyncConnection
 from normstats.aio.normalizer import AsyncNormalizer
 from normstats.aio.normalizing import normalize, normalize_many
+from normstats.backoff import Backoff
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, Option
-from normstats.errors import InvalidArgument
+from normstats.errors import InvalidArgument, connection_broke, from_grpc
 from normstats.options import Mode, NormalizeOptions
 from normstats.results import Backup, Device, NormalizerInfo, RunningState, UpdateResult
 from normstats.security import TLS, Token, security_of
@@ -141,6 +145,36 @@ class AsyncClient:
     async def device(self, *, timeout: float | None = None) -> Device:
         """Where the server computes, and from which size on for what."""
         return Device.of(await self._connection.call(self._connection.stub.GetDevice, pb.GetDeviceRequest(), timeout))
+
+    async def activity(
+        self, prefix: str = "", *, limit: int = 0, seconds: int = 1, timeout: float | None = None
+    ) -> Activity:
+        """What the server is doing: its load in the last `seconds`, what changes, who contributes, which rounds wait.
+
+        Of names that begin with `prefix` and that you may read; at most `limit` of each kind, 100 by default.
+        """
+        request = pb.GetActivityRequest(prefix=prefix, limit=limit, seconds=seconds)
+        reply = await self._connection.call(self._connection.stub.GetActivity, request, timeout)
+        return Activity.of(reply.activity)
+
+    async def watch_activity(self, prefix: str = "", *, limit: int = 0, seconds: int = 1) -> AsyncIterator[Activity]:
+        """The same now, and again every second: of the last second, after the first time.
+
+        Reconnects by itself. Ends when it is closed.
+        """
+        request, backoff = pb.WatchActivityRequest(prefix=prefix, limit=limit, seconds=seconds), Backoff()
+        while True:
+            call = self._connection.stub.WatchActivity(request, wait_for_ready=True)
+            try:
+                async for reply in call:
+                    backoff.reset()
+                    yield Activity.of(reply.activity)
+            except grpc.RpcError as error:
+                if not connection_broke(error):
+                    raise from_grpc(error) from error
+            finally:
+                call.cancel()
+            await concurrency.sleep(backoff.next_seconds())
 
     async def normalize(
         self,

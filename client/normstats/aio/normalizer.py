@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from normstats import requests, specs
+from normstats.activity import History
 from normstats.aio import concurrency
 from normstats.aio.group import AsyncMember
 from normstats.aio.normalizing import normalize
@@ -129,6 +130,15 @@ class AsyncNormalizer:
         request = pb.GetRunningStatsRequest(normalizer=self.name, snapshot=snapshot or "", include_state=include_state)
         reply = await self._connection.call(self._stub.GetRunningStats, request, timeout)
         return Stats.of(reply.stats)
+
+    async def history(self, *, limit: int = 0, timeout: float | None = None) -> History:
+        """How it came to be what it is, as far as the server has seen; and who contributed, 100 unless `limit` says.
+
+        Raises:
+            FailedPrecondition: it keeps no statistics.
+        """
+        request = pb.GetHistoryRequest(normalizer=self.name, limit=limit)
+        return History.of(await self._connection.call(self._stub.GetHistory, request, timeout))
 
     async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Stats]:
         """The running statistics now, and again whenever they change; versions in between may be skipped.

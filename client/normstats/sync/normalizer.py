@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from normstats import requests, specs
+from normstats.activity import History
 from normstats.backoff import Backoff
 from normstats.errors import connection_broke, from_grpc
 from normstats.membership import DEFAULT_ROUND_SECONDS, OnMissing, Terms
@@ -128,6 +129,15 @@ class Normalizer:
         request = pb.GetRunningStatsRequest(normalizer=self.name, snapshot=snapshot or "", include_state=include_state)
         reply = self._connection.call(self._stub.GetRunningStats, request, timeout)
         return Stats.of(reply.stats)
+
+    def history(self, *, limit: int = 0, timeout: float | None = None) -> History:
+        """How it came to be what it is, as far as the server has seen; and who contributed, 100 unless `limit` says.
+
+        Raises:
+            FailedPrecondition: it keeps no statistics.
+        """
+        request = pb.GetHistoryRequest(normalizer=self.name, limit=limit)
+        return History.of(self._connection.call(self._stub.GetHistory, request, timeout))
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Stats]:
         """The running statistics now, and again whenever they change; versions in between may be skipped.

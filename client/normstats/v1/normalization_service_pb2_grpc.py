@@ -90,6 +90,21 @@ class NormalizationServiceStub(object):
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceRequest.SerializeToString,
                 response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceResponse.FromString,
                 _registered_method=True)
+        self.GetActivity = channel.unary_unary(
+                '/normstats.v1.NormalizationService/GetActivity',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetActivityRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetActivityResponse.FromString,
+                _registered_method=True)
+        self.WatchActivity = channel.unary_stream(
+                '/normstats.v1.NormalizationService/WatchActivity',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.WatchActivityRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.WatchActivityResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/normstats.v1.NormalizationService/GetHistory',
+                request_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
         self.CreateNormalizer = channel.unary_unary(
                 '/normstats.v1.NormalizationService/CreateNormalizer',
                 request_serializer=normstats_dot_v1_dot_normalization__service__pb2.CreateNormalizerRequest.SerializeToString,
@@ -254,6 +269,29 @@ class NormalizationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetActivity(self, request, context):
+        """GetActivity tells what the server is doing: its load, which normalizers change, who contributes, which rounds wait
+        for whom; of names that the caller may read. INVALID_ARGUMENT if the prefix is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchActivity(self, request, context):
+        """WatchActivity sends the same now, and again every second. Codes as GetActivity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """GetHistory returns the versions of a normalizer that this server has seen, and who contributed to it. NOT_FOUND if
+        there is none of that name; FAILED_PRECONDITION if it keeps no statistics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateNormalizer(self, request, context):
         """CreateNormalizer makes a normalizer. ALREADY_EXISTS if the name is taken, unless `exist_ok` is set and the spec
         is the same but for its affine parameters and initial statistics. Idempotent with `exist_ok`.
@@ -399,6 +437,21 @@ def add_NormalizationServiceServicer_to_server(servicer, server):
                     servicer.GetDevice,
                     request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceRequest.FromString,
                     response_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetDeviceResponse.SerializeToString,
+            ),
+            'GetActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetActivity,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetActivityRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetActivityResponse.SerializeToString,
+            ),
+            'WatchActivity': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchActivity,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.WatchActivityRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.WatchActivityResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=normstats_dot_v1_dot_normalization__service__pb2.GetHistoryRequest.FromString,
+                    response_serializer=normstats_dot_v1_dot_normalization__service__pb2.GetHistoryResponse.SerializeToString,
             ),
             'CreateNormalizer': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateNormalizer,
@@ -754,6 +807,87 @@ class NormalizationService(object):
             '/normstats.v1.NormalizationService/GetDevice',
             normstats_dot_v1_dot_normalization__service__pb2.GetDeviceRequest.SerializeToString,
             normstats_dot_v1_dot_normalization__service__pb2.GetDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/normstats.v1.NormalizationService/GetActivity',
+            normstats_dot_v1_dot_normalization__service__pb2.GetActivityRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.GetActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/normstats.v1.NormalizationService/WatchActivity',
+            normstats_dot_v1_dot_normalization__service__pb2.WatchActivityRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.WatchActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/normstats.v1.NormalizationService/GetHistory',
+            normstats_dot_v1_dot_normalization__service__pb2.GetHistoryRequest.SerializeToString,
+            normstats_dot_v1_dot_normalization__service__pb2.GetHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

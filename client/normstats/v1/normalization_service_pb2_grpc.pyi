@@ -96,6 +96,16 @@ class NormalizationServiceStub:
     """
     GetDevice: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.GetDeviceRequest, _normalization_service_pb2.GetDeviceResponse]
     """GetDevice tells where the server computes, and what its trials at the start made it send there."""
+    GetActivity: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.GetActivityRequest, _normalization_service_pb2.GetActivityResponse]
+    """GetActivity tells what the server is doing: its load, which normalizers change, who contributes, which rounds wait
+    for whom; of names that the caller may read. INVALID_ARGUMENT if the prefix is wrong.
+    """
+    WatchActivity: _grpc.UnaryStreamMultiCallable[_normalization_service_pb2.WatchActivityRequest, _normalization_service_pb2.WatchActivityResponse]
+    """WatchActivity sends the same now, and again every second. Codes as GetActivity."""
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.GetHistoryRequest, _normalization_service_pb2.GetHistoryResponse]
+    """GetHistory returns the versions of a normalizer that this server has seen, and who contributed to it. NOT_FOUND if
+    there is none of that name; FAILED_PRECONDITION if it keeps no statistics.
+    """
     CreateNormalizer: _grpc.UnaryUnaryMultiCallable[_normalization_service_pb2.CreateNormalizerRequest, _normalization_service_pb2.CreateNormalizerResponse]
     """CreateNormalizer makes a normalizer. ALREADY_EXISTS if the name is taken, unless `exist_ok` is set and the spec
     is the same but for its affine parameters and initial statistics. Idempotent with `exist_ok`.
@@ -201,6 +211,16 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     """
     GetDevice: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.GetDeviceRequest, _normalization_service_pb2.GetDeviceResponse]  # type: ignore[assignment]
     """GetDevice tells where the server computes, and what its trials at the start made it send there."""
+    GetActivity: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.GetActivityRequest, _normalization_service_pb2.GetActivityResponse]  # type: ignore[assignment]
+    """GetActivity tells what the server is doing: its load, which normalizers change, who contributes, which rounds wait
+    for whom; of names that the caller may read. INVALID_ARGUMENT if the prefix is wrong.
+    """
+    WatchActivity: _aio.UnaryStreamMultiCallable[_normalization_service_pb2.WatchActivityRequest, _normalization_service_pb2.WatchActivityResponse]  # type: ignore[assignment]
+    """WatchActivity sends the same now, and again every second. Codes as GetActivity."""
+    GetHistory: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.GetHistoryRequest, _normalization_service_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """GetHistory returns the versions of a normalizer that this server has seen, and who contributed to it. NOT_FOUND if
+    there is none of that name; FAILED_PRECONDITION if it keeps no statistics.
+    """
     CreateNormalizer: _aio.UnaryUnaryMultiCallable[_normalization_service_pb2.CreateNormalizerRequest, _normalization_service_pb2.CreateNormalizerResponse]  # type: ignore[assignment]
     """CreateNormalizer makes a normalizer. ALREADY_EXISTS if the name is taken, unless `exist_ok` is set and the spec
     is the same but for its affine parameters and initial statistics. Idempotent with `exist_ok`.
@@ -369,6 +389,34 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_normalization_service_pb2.GetDeviceResponse, _abc.Awaitable[_normalization_service_pb2.GetDeviceResponse]]:
         """GetDevice tells where the server computes, and what its trials at the start made it send there."""
+
+    @_abc_1.abstractmethod
+    def GetActivity(
+        self,
+        request: _normalization_service_pb2.GetActivityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_normalization_service_pb2.GetActivityResponse, _abc.Awaitable[_normalization_service_pb2.GetActivityResponse]]:
+        """GetActivity tells what the server is doing: its load, which normalizers change, who contributes, which rounds wait
+        for whom; of names that the caller may read. INVALID_ARGUMENT if the prefix is wrong.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchActivity(
+        self,
+        request: _normalization_service_pb2.WatchActivityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_normalization_service_pb2.WatchActivityResponse], _abc.AsyncIterator[_normalization_service_pb2.WatchActivityResponse]]:
+        """WatchActivity sends the same now, and again every second. Codes as GetActivity."""
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _normalization_service_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_normalization_service_pb2.GetHistoryResponse, _abc.Awaitable[_normalization_service_pb2.GetHistoryResponse]]:
+        """GetHistory returns the versions of a normalizer that this server has seen, and who contributed to it. NOT_FOUND if
+        there is none of that name; FAILED_PRECONDITION if it keeps no statistics.
+        """
 
     @_abc_1.abstractmethod
     def CreateNormalizer(

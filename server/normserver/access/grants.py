@@ -64,6 +64,10 @@ class Identity:
             for grant in self.grants
         )
 
+    def may_read(self, name: str) -> bool:
+        """Whether it may read what has this name."""
+        return self.may(Need(Scope.READ, name))
+
     def everywhere(self) -> Scope | None:
         """The scope that it has over all names."""
         return max((grant.scope for grant in self.grants if not grant.prefix), default=None)

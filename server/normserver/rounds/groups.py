@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from normserver.activity.activity import OpenRound
 from normserver.committer import Committer
 from normserver.compute import Compute
 from normserver.contributions import Contribution, Submission
@@ -38,10 +39,11 @@ _RETRY_SECONDS = 0.2
 
 
 class _Result(NamedTuple):
-    """What a round came to, once it is known; `members` may ask for it again."""
+    """What a round came to, once it is known; `members` may ask for it again. `opened_at`: the event loop's time."""
 
     future: asyncio.Future[bytes]
     members: set[bytes]
+    opened_at: float
 
 
 @dataclass(slots=True)
@@ -97,6 +99,15 @@ class Groups:
                     raise lost_lease(join.group)
                 # Shielded: when one member hangs up, the others still wait for this.
                 yield await asyncio.shield(self._give(live, join.member, number, part))
+
+    def open_rounds(self) -> list[OpenRound]:
+        """Rounds that wait for members."""
+        now = asyncio.get_running_loop().time()
+        return [
+            _open_round(live, result, now)
+            for live in self._live.values()
+            if live.group.parts and (result := live.results.get(live.group.round)) is not None
+        ]
 
     def stop(self) -> None:
         """Let every member go whose round is still open."""
@@ -174,7 +185,7 @@ class Groups:
         loop = asyncio.get_running_loop()
         closed = live.group.give(member, number, part, loop.time())
         if kept is None:
-            kept = live.results[number] = _Result(loop.create_future(), set())
+            kept = live.results[number] = _Result(loop.create_future(), set(), loop.time())
             self._metrics.open_rounds.inc()
             live.timer = loop.call_later(live.group.terms.timeout_seconds, self._expire, live)
             live.results.pop(number - _KEPT_ROUNDS, None)
@@ -199,8 +210,8 @@ class Groups:
             live.timer.cancel()
         result = live.results.get(closed.round)
         if result is not None:
-            self._metrics.open_rounds.dec()
-            self._metrics.rounds.labels("completed" if closed.complete else "failed").inc()
+            waited = asyncio.get_running_loop().time() - result.opened_at
+            self._metrics.round_closed(waited, complete=closed.complete)
         return result
 
     def _closed(self, live: _Live, closed: Closed) -> None:
@@ -253,6 +264,22 @@ class Groups:
                 if self._lifetime.stopping or loop.time() > end or error.reason != Unavailable.reason:
                     raise
             await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _open_round(live: _Live, result: _Result, now: float) -> OpenRound:
+    group = live.group
+    before = live.results.get(group.round - 1)
+    missing = set() if before is None else before.members - group.parts.keys()
+    return OpenRound(
+        live.name,
+        group.round,
+        group.terms.size,
+        sorted(group.parts),
+        sorted(missing)[: group.terms.size - len(group.parts)],
+        now - result.opened_at,
+        0.0 if group.deadline is None else max(group.deadline - now, 0.0),
+        group.terms.normalizer,
+    )
 
 
 def _fail(future: asyncio.Future[bytes], error: Exception) -> None:

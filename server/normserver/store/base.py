@@ -71,12 +71,15 @@ class Transaction(Protocol):
         """
         ...
 
-    def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
-        """Normalizers whose names begin with `prefix` and come after `after`, in order, at most `limit`."""
+    def page(self, prefix: str, after: str, limit: int, contains: str = "") -> Sequence[Record]:
+        """Normalizers whose names begin with `prefix` and come after `after`, in order, at most `limit`.
+
+        Only those that have `contains` somewhere; upper and lower case are the same.
+        """
         ...
 
-    def count(self, prefixes: Collection[str]) -> int:
-        """How many normalizers have a name that begins with any of these."""
+    def count(self, prefixes: Collection[str], contains: str = "") -> int:
+        """How many normalizers have a name that begins with any of these, and has `contains`."""
         ...
 
     def insert(self, record: Record) -> None:

@@ -89,15 +89,16 @@ class SqlTransaction:
             found |= {row.name: rows.record_of(row) for row in self._connection.execute(chosen)}
         return found
 
-    def page(self, prefix: str, after: str, limit: int) -> Sequence[Record]:
+    def page(self, prefix: str, after: str, limit: int, contains: str = "") -> Sequence[Record]:
         """Normalizers in the order of their names."""
-        query = select(normalizers).where(normalizers.c.name > after, _begins_with(prefix))
+        query = select(normalizers).where(normalizers.c.name > after, _begins_with(prefix), _has(contains))
         query = query.order_by(normalizers.c.name).limit(limit)
         return [rows.record_of(row) for row in self._connection.execute(query)]
 
-    def count(self, prefixes: Collection[str]) -> int:
-        """How many normalizers have a name that begins with any of these."""
-        query = select(func.count()).select_from(normalizers).where(or_(false(), *map(_begins_with, prefixes)))
+    def count(self, prefixes: Collection[str], contains: str = "") -> int:
+        """How many normalizers have a name that begins with any of these, and has `contains`."""
+        wanted = or_(false(), *map(_begins_with, prefixes))
+        query = select(func.count()).select_from(normalizers).where(wanted, _has(contains))
         return int(self._connection.execute(query).scalar_one())
 
     def insert(self, record: Record) -> None:
@@ -240,6 +241,10 @@ def _begins_with(prefix: str) -> ColumnElement[bool]:
     if not prefix:
         return true()
     return and_(normalizers.c.name >= prefix, normalizers.c.name < _after_prefix(prefix))
+
+
+def _has(contains: str) -> ColumnElement[bool]:
+    return normalizers.c.name.icontains(contains, autoescape=True) if contains else true()
 
 
 def _after_prefix(prefix: str) -> str:

@@ -1,0 +1,148 @@
+"""Calls that come over HTTP, for the console: some of the contract's, through the same door and by the same handlers.
+
+Messages are the contract's own, so that what a page shows is what a client is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from normserver import audit, calls, status
+from normserver.access.grants import ANYONE
+from normserver.calls import Call
+from normserver.door import Door, Received
+from normserver.errors import PermissionDenied, Unauthenticated, Unavailable
+from normserver.lifetime import Lifetime
+from normserver.observing import Observer
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"]
+
+READS = (
+    "GetActivity",
+    "GetHistory",
+    "GetRunningStats",
+    "GetDevice",
+    "GetNormalizer",
+    "ListNormalizers",
+    "ListSnapshots",
+    "CompareSnapshots",
+)
+WATCHES = ("WatchActivity", "WatchRunningStats")
+# What changes something: for those alone who bring a token, also where nobody is asked who he is. Whatever page a
+# browser shows can send requests to this machine, and cannot know a token.
+WRITES = ("CreateSnapshot", "RestoreSnapshot", "DeleteSnapshot", "UpdateNormalizer")
+
+# A page is told of changes no more often than this: drawing takes longer.
+_APART_SECONDS = 0.1
+
+
+class Refused(Exception):
+    """A call that ended with an error."""
+
+    def __init__(self, told: status_pb2.Status) -> None:
+        super().__init__(told.message)
+        self.told = told
+
+
+class Gateway:
+    """Makes such calls. Lives on the event loop."""
+
+    def __init__(
+        self,
+        service: NormalizationServiceServicer,
+        door: Door,
+        observer: Observer,
+        lifetime: Lifetime,
+    ) -> None:
+        self._service = service
+        self._door = door
+        self._observer = observer
+        self._lifetime = lifetime
+
+    async def call(self, method: str, request: Message, authorization: str, caller: str) -> Message:
+        """One call of READS or WRITES.
+
+        Raises:
+            Refused: it ended with an error.
+        """
+        with self._let_in(method, request, authorization, caller) as call:
+            reply: Message = await getattr(self._service, method)(request, None)
+            audit.tell(call, request, reply)
+            return reply
+
+    async def watch(
+        self, method: str, request: Message, authorization: str, caller: str, send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """One call of WATCHES: its messages go to `send`, which waits until there is need for another.
+
+        Raises:
+            Refused: it ended with an error.
+        """
+        this = asyncio.current_task()
+        assert this is not None, "whoever calls is a task"
+        with self._let_in(method, request, authorization, caller), self._lifetime.tells(this):
+            try:
+                async with aclosing(getattr(self._service, method)(request, None)) as messages:
+                    async for message in messages:
+                        await send(_read(method, message))
+                        await asyncio.sleep(_APART_SECONDS)
+            except asyncio.CancelledError:
+                if not self._lifetime.stopping:
+                    raise
+                raise Unavailable("the server is stopping; watch again", reason="STOPPING") from None
+
+    @contextmanager
+    def _let_in(self, method: str, request: Message, authorization: str, caller: str) -> Iterator[Call]:
+        """Within this block the task makes a call that may be made."""
+        call = Call(f"/{_SERVICE.full_name}/{method}", method in WATCHES, caller)
+        with self._observer.observed(call) as observed:
+            try:
+                metadata = (("authorization", authorization),) if authorization else ()
+                entered = self._door.enter(call.path, metadata, streams=call.streams)
+                try:
+                    entered.caller = caller
+                    _check(method, entered)
+                    calls.begin(entered)
+                    self._door.let_in(entered, Received(request, request.ByteSize()))
+                    yield entered
+                finally:
+                    self._door.leave(entered)
+            except Exception as error:
+                told = status.told(error, method)
+                observed.code = status.name_of(told)
+                raise Refused(told) from error
+
+
+def request_of(method: str) -> type[Message]:
+    """The message that a method takes."""
+    return getattr(pb, _SERVICE.methods_by_name[method].input_type.name)  # type: ignore[no-any-return]
+
+
+def repeats(kind: type[Message]) -> Mapping[str, bool]:
+    """The fields of a message, and whether each may be given more than once."""
+    return {field.name: field.is_repeated for field in kind.DESCRIPTOR.fields}
+
+
+def _check(method: str, call: Call) -> None:
+    if call.identity is None:
+        raise Unauthenticated("who calls is not known here; bring a token: Authorization: Bearer TOKEN")
+    if method in WRITES and call.identity is ANYONE:
+        raise PermissionDenied(
+            "this server asks nobody who he is, so that its console only reads; --credentials changes that",
+            reason="READ_ONLY",
+        )
+
+
+def _read(method: str, message: Message | bytes) -> Message:
+    """A handler may give what it has serialized already."""
+    if isinstance(message, bytes):
+        kind = getattr(pb, _SERVICE.methods_by_name[method].output_type.name)
+        return kind.FromString(message)  # type: ignore[no-any-return]
+    return message

@@ -1,0 +1,45 @@
+"""What is noted of every call, however it came: counted, timed, a line in the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from normserver.call_log import CallLog
+from normserver.calls import Call
+from normserver.metrics import Metrics
+
+
+class Observed:
+    """What a call ended with, so far as is known."""
+
+    code = "CANCELLED"  # a handler that neither returns nor raises was cancelled
+
+
+class Observer:
+    """Notes calls."""
+
+    def __init__(self, metrics: Metrics, lines_per_second: int) -> None:
+        self._metrics = metrics
+        self._log = CallLog(lines_per_second)
+
+    @contextmanager
+    def observed(self, call: Call) -> Iterator[Observed]:
+        """A call, from its beginning to its end; whoever catches its error says what it ended with."""
+        observed, started = Observed(), time.perf_counter()
+        open_streams = self._metrics.streams.labels(call.method) if call.streams else None
+        try:
+            if open_streams is not None:
+                open_streams.inc()
+            yield observed
+            observed.code = "OK"
+        finally:
+            seconds = time.perf_counter() - started
+            if open_streams is not None:
+                open_streams.dec()
+            self._metrics.call_seconds.labels(call.method).observe(seconds)
+            self._metrics.calls.labels(call.method, observed.code).inc()
+            self._log.note(call, observed.code, seconds)
+            if call.trace is not None:
+                call.trace.end(observed.code)
