@@ -86,7 +86,9 @@ def main() -> None:
     known = "" if asked.upgrade else ALL.read_text() + TORCH.read_text()
     everything = resolve("pyproject.toml", "--extra", "dev", "--extra", "fuzz", known=known, more=build)
     known = "\n".join(everything.values())
-    server = resolve("pyproject.toml", "--extra", "server", "--extra", "postgres", known=known, more=build)
+    server = resolve(
+        "pyproject.toml", "--extra", "server", "--extra", "postgres", "--extra", "traces", known=known, more=build
+    )
     of_torch = {name: pin for name, pin in server.items() if OF_TORCH.match(name)}
     write(ALL, {name: pin for name, pin in everything.items() if name == "triton" or name not in of_torch})
     write(SERVER, {name: pin for name, pin in server.items() if name not in of_torch})

@@ -13,6 +13,7 @@ import grpc
 from normstats.errors import InvalidArgument
 
 Token = str | Callable[[], str]
+Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,11 @@ class Security:
     tls: TLS | None = None
     token: Token | None = None
 
-    def bearing(self, channel: Any) -> Any:
-        """A channel whose calls bring the token, if there is one."""
-        return channel if self.token is None else _Bearing(channel, self.token)
+    def metadata(self) -> Metadata:
+        """What a call brings so that the server knows who makes it. A token is asked for each time: it may change."""
+        if self.token is None:
+            return ()
+        return (("authorization", f"Bearer {self.token if isinstance(self.token, str) else self.token()}"),)
 
     def options(self) -> list[tuple[str, str | int]]:
         """The channel's options that it takes."""
@@ -80,41 +83,6 @@ def security_of(target: str, tls: TLS | bool | str | os.PathLike[str] | None, to
             field="token",
         )
     return Security(encrypted, token)
-
-
-class _Bearing:
-    """A channel's calls, with a token each; asked for at every call, so that it may change."""
-
-    def __init__(self, channel: Any, token: Token) -> None:
-        self._channel = channel
-        self._token = token
-
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """As the channel's."""
-        return self._with(self._channel.unary_unary(*args, **kwargs))
-
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """As the channel's."""
-        return self._with(self._channel.unary_stream(*args, **kwargs))
-
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """As the channel's."""
-        return self._with(self._channel.stream_unary(*args, **kwargs))
-
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """As the channel's."""
-        return self._with(self._channel.stream_stream(*args, **kwargs))
-
-    def close(self) -> Any:
-        """As the channel's."""
-        return self._channel.close()
-
-    def _with(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            token = self._token if isinstance(self._token, str) else self._token()
-            return method(*args, metadata=(("authorization", f"Bearer {token}"),), **kwargs)
-
-        return call
 
 
 def _read(path: str | os.PathLike[str] | None) -> bytes | None:

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         serve(settings)
-    except (StoreError, StoreUnavailable, OSError, RuntimeError, ValueError) as error:
+    except (StoreError, StoreUnavailable, OSError, RuntimeError, ValueError, ModuleNotFoundError) as error:
         print(f"normstats serve: {error}", file=sys.stderr)
         return 1
     return 0

@@ -9,6 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -58,6 +59,9 @@ from normserver.stream_memory import StreamMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
 
+if TYPE_CHECKING:
+    from normserver.tracing import Tracing
+
 log = logging.getLogger(__name__)
 
 RELEASE = importlib.metadata.version("normstats")
@@ -83,6 +87,19 @@ def open_store(url: str) -> Store:
     from normserver.store.postgresql import PostgresStore
 
     return PostgresStore(parsed)
+
+
+def trace_calls() -> Tracing:
+    """Traces calls.
+
+    Raises:
+        ModuleNotFoundError: OpenTelemetry is not installed.
+    """
+    try:
+        from normserver.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"--traces needs {error.name}: pip install 'normstats[traces]'") from error
+    return Tracing(RELEASE)
 
 
 class App:
@@ -114,6 +131,7 @@ class App:
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._credentials = None if settings.credentials is None else Credentials(settings.credentials)
+        self._tracing = trace_calls() if settings.traces else None
         self._turned_at = time.monotonic()
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server()
@@ -196,6 +214,8 @@ class App:
             self._probes.stop()
         self._compute.close()
         await self._store.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         log.info("stopped")
 
     def why_not_alive(self) -> str:
@@ -241,7 +261,8 @@ class App:
             backups,
             self._activity,
         )
-        observer, door = Observer(self.metrics, self._settings.log_calls_per_second), self._door()
+        begin_trace = None if self._tracing is None else self._tracing.begin
+        observer, door = Observer(self.metrics, self._settings.log_calls_per_second, begin_trace), self._door()
         self._gateway = Gateway(service, door, observer, self._lifetime)
         edge = Edge(
             observer,

@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         24, gt=0, description="Forget a producer's sequences when it was idle for so long."
     )
     drain_seconds: float = Field(20, ge=0, description="How long calls may still run after SIGTERM or SIGINT.")
+    traces: bool = Field(
+        False,
+        description="Send traces by OTLP over HTTP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; OTEL_TRACES_SAMPLER and "
+        "OpenTelemetry's other variables hold too. Needs normstats[traces].",
+    )
     log_format: Literal["auto", "human", "json"] = Field(
         "auto", description="Lines for people or for machines; auto: for people on a terminal."
     )

@@ -56,10 +56,11 @@ class Edge(ServerInterceptor):
             return None
         path = str(handler_call_details.method)
         streams = handler.request_streaming or handler.response_streaming
+        metadata = handler_call_details.invocation_metadata
         try:
-            call = self._door.enter(path, handler_call_details.invocation_metadata, streams=streams)
+            call = self._observer.trace(self._door.enter(path, metadata, streams=streams), metadata)
         except ServiceError as error:
-            return self._refusing(Call(path, streams), error)
+            return self._refusing(self._observer.trace(Call(path, streams), metadata), error)
         this = asyncio.current_task()
         assert this is not None, "a call is served by a task of its own"
         this.add_done_callback(lambda _: self._door.leave(call))

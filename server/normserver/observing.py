@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from normserver.call_log import CallLog
-from normserver.calls import Call
+from normserver.calls import Call, Trace
 from normserver.metrics import Metrics
+
+Metadata = Iterable[tuple[str, str | bytes]]
+BeginTrace = Callable[[str, Metadata], Trace]
 
 
 class Observed:
@@ -20,9 +23,16 @@ class Observed:
 class Observer:
     """Notes calls."""
 
-    def __init__(self, metrics: Metrics, lines_per_second: int) -> None:
+    def __init__(self, metrics: Metrics, lines_per_second: int, begin_trace: BeginTrace | None = None) -> None:
         self._metrics = metrics
+        self._begin_trace = begin_trace
         self._log = CallLog(lines_per_second)
+
+    def trace(self, call: Call, metadata: Metadata) -> Call:
+        """A call begins: have it traced, where calls are. `observed` ends its trace."""
+        if self._begin_trace is not None:
+            call.trace = self._begin_trace(call.path, metadata)
+        return call
 
     @contextmanager
     def observed(self, call: Call) -> Iterator[Observed]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from normstats import channel
+from normstats.bringing import Bringing
 from normstats.errors import DeadlineExceeded
 from normstats.security import Security
 
@@ -24,8 +25,8 @@ def open_channel(target: str, options: Sequence[channel.Option], security: Secur
     """A channel to a target; connects at its first call."""
     chosen = channel.options([*security.options(), *options])
     if security.tls is None:
-        return security.bearing(grpc.aio.insecure_channel(target, options=chosen))
-    return security.bearing(grpc.aio.secure_channel(target, security.tls.credentials(), options=chosen))
+        return Bringing(grpc.aio.insecure_channel(target, options=chosen), security)
+    return Bringing(grpc.aio.secure_channel(target, security.tls.credentials(), options=chosen), security)
 
 
 async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], at_once: int) -> list[R]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from normstats import chunking, sessions, specs
+from normstats import chunking, sessions, specs, tracing
 from normstats.aio import concurrency
 from normstats.aio.session import AsyncSession
 from normstats.aio.shared_memory import AsyncSharedMemory
@@ -94,7 +94,7 @@ class AsyncConnection:
             NormstatsError: it failed.
         """
         seconds = self.timeout if timeout is None else timeout
-        if chunking.goes_with_others(request):
+        if chunking.goes_with_others(request) and not tracing.is_traced():
             return await self._session.call(request, seconds)
         return await self._alone(request, seconds)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from normstats import channel
+from normstats.bringing import Bringing
 from normstats.errors import DeadlineExceeded
 from normstats.security import Security
 
@@ -27,8 +28,8 @@ def open_channel(target: str, options: Sequence[channel.Option], security: Secur
     """A channel to a target; connects at its first call."""
     chosen = channel.options([*security.options(), *options])
     if security.tls is None:
-        return security.bearing(grpc.insecure_channel(target, options=chosen))
-    return security.bearing(grpc.secure_channel(target, security.tls.credentials(), options=chosen))
+        return Bringing(grpc.insecure_channel(target, options=chosen), security)
+    return Bringing(grpc.secure_channel(target, security.tls.credentials(), options=chosen), security)
 
 
 def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from normstats import chunking, sessions, specs
+from normstats import chunking, sessions, specs, tracing
 from normstats.backoff import Backoff
 from normstats.channel import Option, Stub
 from normstats.errors import NormstatsError, connection_broke, from_grpc
@@ -95,7 +95,7 @@ class Connection:
             NormstatsError: it failed.
         """
         seconds = self.timeout if timeout is None else timeout
-        if chunking.goes_with_others(request):
+        if chunking.goes_with_others(request) and not tracing.is_traced():
             return self._session.call(request, seconds)
         return self._alone(request, seconds)
 
