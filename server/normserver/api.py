@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from normserver import gateway, status
-from normserver.errors import InvalidArgument, PermissionDenied, ServiceError
+from normserver.errors import DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, ServiceError
 from normserver.gateway import Gateway, Refused
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class EventLoop:
 
 
 class Api:
-    """The pages below /api."""
+    """The pages below /api. What goes wrong on them is raised: `HANDLERS` tell it."""
 
     def __init__(self, gateway: Gateway, loop: EventLoop, *, only_here: bool) -> None:
         """`only_here`: nobody but this machine can reach them."""
@@ -72,25 +72,21 @@ class Api:
             Refused: it ended with an error.
         """
         self._check_host(request)
-        async with asyncio.timeout(_DEADLINE_SECONDS):
-            return await self._loop.start(self._gateway.call(method, message, *_who(request)))
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                return await self._loop.start(self._gateway.call(method, message, *_who(request)))
+        except TimeoutError:
+            raise DeadlineExceeded(f"not done within {_DEADLINE_SECONDS:g} s") from None
 
     async def _answer(self, request: Request) -> Response:
         method, reads = request.path_params["method"], request.method != "POST"
-        try:
-            if method in gateway.WATCHES and reads:
-                return await self._watch(method, _queried(method, request), request)
-            if method not in (gateway.READS if reads else gateway.WRITES):
-                known = gateway.READS + gateway.WATCHES + gateway.WRITES
-                return _failed(404, "NOT_FOUND", f"there is no such page; there are: {', '.join(known)}")
-            message = _queried(method, request) if reads else await _sent(method, request)
-            return Response(_json(await self.call(method, message, request)), media_type="application/json")
-        except Refused as error:
-            return refusal(error.told)
-        except ServiceError as error:
-            return refusal(status.told(error, method))
-        except TimeoutError:
-            return _failed(504, "DEADLINE_EXCEEDED", f"not done within {_DEADLINE_SECONDS:g} s")
+        if method in gateway.WATCHES and reads:
+            return await self._watch(method, _queried(method, request), request)
+        if method not in (gateway.READS if reads else gateway.WRITES):
+            known = gateway.READS + gateway.WATCHES + gateway.WRITES
+            raise NotFound(f"there is no such page; there are: {', '.join(known)}", reason="NO_SUCH_PAGE")
+        message = _queried(method, request) if reads else await _sent(method, request)
+        return Response(_json(await self.call(method, message, request)), media_type="application/json")
 
     async def _watch(self, method: str, message: Message, request: Request) -> Response:
         self._check_host(request)
@@ -138,10 +134,14 @@ class Api:
             )
 
 
-def refusal(told: status_pb2.Status) -> Response:
+def refused(_: Request, error: Exception) -> Response:
     """An error, as HTTP has it."""
+    told = error.told if isinstance(error, Refused) else status.told(error, "http")
     headers = {"WWW-Authenticate": "Bearer"} if told.code == code_pb2.UNAUTHENTICATED else None
     return JSONResponse(_told(told), _STATUS.get(told.code, 500), headers)
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {Refused: refused, ServiceError: refused}
 
 
 def _told(told: status_pb2.Status) -> dict[str, str]:
@@ -151,10 +151,6 @@ def _told(told: status_pb2.Status) -> dict[str, str]:
         packed.Unpack(wrong)
     field = wrong.field_violations[0].field if wrong.field_violations else ""
     return {"code": status.name_of(told), "message": told.message, "field": field, "reason": info.reason}
-
-
-def _failed(code: int, name: str, message: str) -> Response:
-    return JSONResponse({"code": name, "message": message, "field": "", "reason": ""}, code)
 
 
 def _who(request: Request) -> tuple[str, str]:
@@ -193,6 +189,8 @@ async def _sent(method: str, request: Request) -> Message:
 
 def _parsed(kind: type[Message], fields: Any) -> Message:
     message = kind()
+    if not isinstance(fields, dict):
+        raise InvalidArgument("request", "is no object; expected the request's fields by their names")
     try:
         json_format.ParseDict(fields, message)
     except json_format.ParseError as error:

@@ -18,13 +18,13 @@ from sqlalchemy.engine import make_url
 from starlette.applications import Starlette
 
 from normcore.kernels import launch
-from normserver import placement, process
+from normserver import device_metrics, placement, process
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import Need, Scope
 from normserver.activity.activity import About, Activity
 from normserver.activity.changes import Changes
 from normserver.activity.contributors import Contributors
-from normserver.api import Api, EventLoop
+from normserver.api import HANDLERS, Api, EventLoop
 from normserver.backups import Backups
 from normserver.batcher import Batcher
 from normserver.certificates import Certificates
@@ -115,6 +115,7 @@ class App:
         self._changes, self._contributors = Changes(), Contributors()
         self._published = Published(self._store, self._changes)
         self._placement = placement.pick(settings.device)
+        device_metrics.watch(self.metrics, self._placement.device)
         self._compute = Compute(
             self.metrics,
             threads=settings.threads,
@@ -281,7 +282,8 @@ class App:
         here = EventLoop(asyncio.get_running_loop())
         api = Api(self._gateway, here, only_here=is_local(self._settings.http))
         more = [*api.routes, *NormalizerMetrics(api).routes]
-        return application(self.metrics.registry, self.why_not_alive, self.why_not_ready, self._may_read, more)
+        told = self.why_not_alive, self.why_not_ready, self._may_read
+        return application(self.metrics.registry, *told, more, HANDLERS)
 
     def _gather(self) -> Activity:
         about = About(

@@ -9,7 +9,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def application(
     why_not_ready: Callable[[], str],
     may_read: Callable[[str], bool],
     more: Sequence[Route] = (),
+    handlers: Mapping[type[Exception], Callable[[Request, Exception], Response]] | None = None,
 ) -> Starlette:
     """The pages.
 
@@ -51,6 +52,7 @@ def application(
         why_not_alive, why_not_ready: return nothing where all is well.
         may_read: whether an Authorization header is of somebody who may see /metrics.
         more: pages that ask the server.
+        handlers: what becomes of their errors.
     """
 
     async def metrics(request: Request) -> Response:
@@ -75,7 +77,8 @@ def application(
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *more,
-        ]
+        ],
+        exception_handlers=dict(handlers or {}),
     )
 
 

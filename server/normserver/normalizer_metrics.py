@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from normserver import status
-from normserver.api import Api, refusal
+from normserver.api import Api
 from normserver.errors import InvalidArgument
 from normserver.gateway import Refused
 from normstats.v1 import normalization_service_pb2 as pb
@@ -66,15 +65,10 @@ class NormalizerMetrics:
 
     async def _answer(self, request: Request) -> Response:
         names, snapshot = request.query_params.getlist("name"), request.query_params.get("snapshot", "")
+        _check(names)
         gathered = _Gathered()
-        try:
-            _check(names)
-            for name in dict.fromkeys(names):
-                await self._add(gathered, name, snapshot, request)
-        except InvalidArgument as error:
-            return refusal(status.told(error, "metrics"))
-        except Refused as error:
-            return refusal(error.told)
+        for name in dict.fromkeys(names):
+            await self._add(gathered, name, snapshot, request)
         registry = CollectorRegistry()
         registry.register(gathered)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from normcore.drift import Drift
 from normcore.errors import NormcoreError
-from normserver import codec, status
+from normserver import codec, device_metrics, status
 from normserver.activity.activity import Doing
 from normserver.activity.contributors import Contributor
 from normserver.activity.history import Point
@@ -152,11 +150,9 @@ def drift(moved: Drift, limit: int) -> list[pb.FeatureDrift]:
 
 def device(placement: Placement) -> pb.GetDeviceResponse:
     """Where the server computes."""
-    found = placement.device
-    name = torch.cuda.get_device_name(found) if found.type == "cuda" else platform.processor() or platform.machine()
     return pb.GetDeviceResponse(
-        device=str(found),
-        name=name,
+        device=str(placement.device),
+        name=device_metrics.name_of(placement.device),
         placings=[
             pb.GetDeviceResponse.Placing(
                 operation=operation.value,
