@@ -61,6 +61,10 @@ def requests(producer: bytes, region: bytes) -> dict[str, Sequence[Sequence[Mess
             [pb.GetRunningStatsRequest(normalizer=batch, snapshot=TAG)],
         ],
         "WatchRunningStats": [[pb.WatchRunningStatsRequest(normalizer=running)]],
+        "GetHistory": [[pb.GetHistoryRequest(normalizer=running, limit=2)]],
+        "GetActivity": [[pb.GetActivityRequest(prefix="open/", limit=2, seconds=2)]],
+        "WatchActivity": [[pb.WatchActivityRequest(prefix="open/", limit=2, seconds=2)]],
+        "GetDevice": [[pb.GetDeviceRequest()]],
         "CreateNormalizer": [
             [pb.CreateNormalizerRequest(name=name, spec=spec_wire.to_proto(spec), exist_ok=True, state=state)]
             for spec in (*SPECS.values(), *INLINE)
@@ -68,7 +72,9 @@ def requests(producer: bytes, region: bytes) -> dict[str, Sequence[Sequence[Mess
             for state in ([None, seen()] if isinstance(spec, specs.RunningSpec) else [None])
         ],
         "GetNormalizer": [[pb.GetNormalizerRequest(name=running)]],
-        "ListNormalizers": [[pb.ListNormalizersRequest(prefix="open/", page_size=2, page_token="b3Blbi9iYXRjaA==")]],
+        "ListNormalizers": [
+            [pb.ListNormalizersRequest(prefix="open/", page_size=2, page_token="b3Blbi9iYXRjaA==", contains="R")]
+        ],
         "UpdateNormalizer": [[pb.UpdateNormalizerRequest(name=batch, weight=f64(1, 2, 3), bias=b"", frozen=False)]],
         "DeleteNormalizer": [[pb.DeleteNormalizerRequest(name=NEW)]],
         "CreateSnapshot": [[pb.CreateSnapshotRequest(normalizer=running, tag=producer.hex(), keep_last=3)]],
