@@ -116,6 +116,14 @@ class App:
         self._published = Published(self._store, self._changes)
         self._placement = placement.pick(settings.device)
         device_metrics.watch(self.metrics, self._placement.device)
+        self.metrics.tell_limits(
+            calls_limit=settings.max_calls,
+            streams_limit=settings.max_streams,
+            held_limit_bytes=settings.max_memory_bytes,
+            stream_held_limit_bytes=settings.max_stream_bytes,
+            compute_queue_limit=settings.max_queued_normalizations,
+            pending_contributions_limit=settings.max_pending_contributions,
+        )
         self._compute = Compute(
             self.metrics,
             threads=settings.threads,

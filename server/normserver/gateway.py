@@ -116,7 +116,7 @@ class Gateway:
                     self._door.leave(entered)
             except Exception as error:
                 told = status.told(error, method)
-                observed.code = status.name_of(told)
+                observed.failed(status.name_of(told), error)
                 raise Refused(told) from error
 
 

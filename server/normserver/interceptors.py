@@ -235,5 +235,5 @@ async def _abort(context: Context, observed: Observed, method: str, error: Excep
         raise error
     found = status.told(error, method)
     told = rpc_status.to_status(found)
-    observed.code = status.name_of(found)
+    observed.failed(status.name_of(found), error)
     await context.abort(told.code, told.details, told.trailing_metadata)

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from normserver.contributions import Outcome
 from normserver.errors import ServiceError
+
+# Otherwise each counter and histogram has another series, of when it began; process_start_time_seconds tells of that.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _OF_DEVICE = {
     "memory_bytes": "Memory of the device that is in use, by whomever.",
     "memory_limit_bytes": "Memory that the device has.",
     "busy_ratio": "The share of its time that the device computed, for whomever, as its driver tells: 0 to 1.",
+}
+_LIMITS = {
+    "calls_limit": "Unary calls that may be under way: --max-calls.",
+    "streams_limit": "Streams that may be open: --max-streams.",
+    "held_limit_bytes": "What requests and replies of unary calls may hold: --max-memory-bytes.",
+    "stream_held_limit_bytes": "What messages of streams may hold: --max-stream-bytes.",
+    "compute_queue_limit": "Normalizations that may wait for the device or run on it: --max-queued-normalizations.",
+    "pending_contributions_limit": "Contributions that may wait for a commit: --max-pending-contributions.",
 }
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -30,9 +52,15 @@ class Metrics:
         self.calls = Counter(
             "normstats_calls", "Calls that ended, by method and gRPC code.", ["method", "code"], registry=registry
         )
+        self.refused = Counter(
+            "normstats_calls_refused",
+            "Calls that ended with RESOURCE_EXHAUSTED, by method and their error's reason: the limit or quota.",
+            ["method", "reason"],
+            registry=registry,
+        )
         self.call_seconds = Histogram(
             "normstats_call_seconds",
-            "How long calls took, by method.",
+            "How long calls took, by method; streams: how long they were open.",
             ["method"],
             buckets=_SECONDS,
             registry=registry,
@@ -147,7 +175,18 @@ class Metrics:
             ["method"],
             registry=registry,
         )
+        self.memory_limit = Gauge(
+            "normstats_memory_limit_bytes",
+            "What this process may have resident: its container's limit, or all that the machine has.",
+            registry=registry,
+        )
+        self.memory_limit.set_function(memory_limit_bytes)
         self.device = Info("normstats_device", "Where the server computes.", registry=registry)
+        # What has not happened yet is 0, not absent: of a series that begins with its first count that one is not seen.
+        for outcome in ("merged", "duplicate", "refused"):
+            self.contributions.labels(outcome)
+        for outcome in ("completed", "failed"):
+            self.rounds.labels(outcome)
         self._of_device: list[Gauge] = []
         self._phases: dict[tuple[str, str], Histogram] = {}
 
@@ -173,6 +212,13 @@ class Metrics:
             gauge.set_function(read)
             self._of_device.append(gauge)
 
+    def tell_limits(self, **limits: int) -> None:
+        """Say what the settings allow for: calls_limit, streams_limit, held_limit_bytes, stream_held_limit_bytes,
+        compute_queue_limit, pending_contributions_limit.
+        """
+        for name, limit in limits.items():
+            Gauge(f"normstats_{name}", _LIMITS[name], registry=self.registry).set(limit)
+
     def commit_done(self, seconds: float, outcomes: Sequence[Outcome | ServiceError]) -> None:
         """Count one commit and what became of its contributions."""
         self.commit_seconds.observe(seconds)
@@ -187,3 +233,20 @@ def _kind(outcome: Outcome | ServiceError) -> str:
     if isinstance(outcome, ServiceError):
         return "refused"
     return "duplicate" if outcome.duplicate else "merged"
+
+
+def memory_limit_bytes(membership: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The least of what this process's control groups, version 1 or 2, and the machine have."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, file = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        # A container sees its own group as the root, and may still be told where that lies among all of the machine's.
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+            try:
+                limits.append(int((root / str(folder).lstrip("/") / file).read_text()))
+            except (OSError, ValueError):  # there is none, or it is "max"
+                continue
+    return min(limits)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from normserver.call_log import CallLog
 from normserver.calls import Call, Trace
+from normserver.errors import ServiceError
 from normserver.metrics import Metrics
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -18,6 +19,12 @@ class Observed:
     """What a call ended with, so far as is known."""
 
     code = "CANCELLED"  # a handler that neither returns nor raises was cancelled
+    reason = ""
+
+    def failed(self, code: str, error: Exception) -> None:
+        """An error ends it."""
+        self.code = code
+        self.reason = error.reason if isinstance(error, ServiceError) else ""
 
 
 class Observer:
@@ -50,6 +57,8 @@ class Observer:
                 open_streams.dec()
             self._metrics.call_seconds.labels(call.method).observe(seconds)
             self._metrics.calls.labels(call.method, observed.code).inc()
+            if observed.code == "RESOURCE_EXHAUSTED":
+                self._metrics.refused.labels(call.method, observed.reason).inc()
             self._log.note(call, observed.code, seconds)
             if call.trace is not None:
                 call.trace.end(observed.code)
