@@ -35,7 +35,8 @@ check: setup ## lint, types, walls between the rooms, contract, generated code
 
 test: setup ## all tests but those that take minutes, with coverage
 	rm -f .coverage*
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/faults $(ARGS)
+	$(BIN)/coverage run -m pytest tests/faults $(ARGS) # one after another: they measure
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
