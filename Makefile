@@ -9,7 +9,7 @@ PIP = $(1) -m pip install --quiet --disable-pip-version-check
 PINNED = $(PIP) --require-hashes --only-binary :all: --requirement $(2) --requirement
 INSTALL = $(PINNED) constraints-torch-cpu.txt || $(PINNED) constraints-torch.txt
 
-.PHONY: install setup check test faults bench demo protos sync lock sbom format clean
+.PHONY: install setup checkov check test faults bench demo protos sync lock sbom format clean
 .DELETE_ON_ERROR:
 
 install: ## a server and its client, for PYTHON
@@ -22,6 +22,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt constraints-torch-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(call INSTALL,$(BIN)/python,constraints.txt)
 	$(call PIP,$(BIN)/python) --no-deps --no-build-isolation --editable .
+	touch $@
+
+checkov: $(VENV)/checkov/.installed ## for the tests of deploy/, in an environment of its own: its pins are not ours
+
+$(VENV)/checkov/.installed: deploy/checkov.txt | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/checkov
+	$(BIN)/uv pip install --quiet --python $(VENV)/checkov/bin/python --require-hashes --only-binary :all: \
+	    --requirement deploy/checkov.txt
 	touch $@
 
 check: setup ## lint, types, walls between the rooms, contract, generated code

@@ -76,6 +76,10 @@ def write(path: Path, found: Pins) -> None:
     path.write_text(header + "".join(f"{found[name]}\n" for name in sorted(found)))
 
 
+def _extras(*names: str) -> list[str]:
+    return [word for name in names for word in ("--extra", name)]
+
+
 def main() -> None:
     """Write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -84,11 +88,9 @@ def main() -> None:
     asked = parser.parse_args()
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     known = "" if asked.upgrade else ALL.read_text() + TORCH.read_text()
-    everything = resolve("pyproject.toml", "--extra", "dev", "--extra", "fuzz", known=known, more=build)
+    everything = resolve("pyproject.toml", *_extras("dev", "fuzz", "cuda"), known=known, more=build)
     known = "\n".join(everything.values())
-    server = resolve(
-        "pyproject.toml", "--extra", "server", "--extra", "postgres", "--extra", "traces", known=known, more=build
-    )
+    server = resolve("pyproject.toml", *_extras("server", "postgres", "traces", "cuda"), known=known, more=build)
     of_torch = {name: pin for name, pin in server.items() if OF_TORCH.match(name)}
     write(ALL, {name: pin for name, pin in everything.items() if name == "triton" or name not in of_torch})
     write(SERVER, {name: pin for name, pin in server.items() if name not in of_torch})
