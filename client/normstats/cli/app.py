@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from normstats.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from normstats.cli import data, resources, serve, snapshots, tokens, transfer, upkeep
+from normstats.cli import data, resources, serve, snapshots, tokens, top, transfer, upkeep
 from normstats.cli.session import Session
 
 
@@ -35,6 +35,7 @@ def cli(
     normstats update robot/obs observations.parquet     contribute a file, in chunks
     normstats show robot/obs
     normstats normalize robot/obs new.npy -o out.npy
+    normstats top                                       what the server is doing, live
 
     Each option is a variable too: NORMSTATS_TARGET, NORMSTATS_TIMEOUT. Your token is NORMSTATS_TOKEN alone: what
     stands in a command line is seen by everybody on the machine.
@@ -50,5 +51,6 @@ for command in (
     *transfer.COMMANDS,
     *tokens.COMMANDS,
     *upkeep.COMMANDS,
+    *top.COMMANDS,
 ):
     cli.add_command(command)
