@@ -330,8 +330,10 @@ def test_a_server_that_goes_away_is_missed_and_its_return_noticed(
     guarded: tuple[ServerProcess, str, str], terminal: Callable[..., Terminal]
 ) -> None:
     server, _, token = guarded
+    with normstats.connect(server.target, token=token) as client:
+        client.create("robot/obs", normstats.Standardize(3), exist_ok=True).update(X)
     shown = terminal(server.target, NORMSTATS_TOKEN=token)
-    shown.shows("● ready", within_seconds=10)
+    shown.shows("● ready", "robot/obs", within_seconds=10)
     server.kill()
     shown.shows("● no word for [3-9] s from", within_seconds=5 + SLOW)
     shown.shows("● no word for ([4-9]|1.) s from", "what it said last is below", within_seconds=2 + SLOW)
