@@ -9,7 +9,7 @@ PIP = $(1) -m pip install --quiet --disable-pip-version-check
 PINNED = $(PIP) --require-hashes --only-binary :all: --requirement $(2) --requirement
 INSTALL = $(PINNED) constraints-torch-cpu.txt || $(PINNED) constraints-torch.txt
 
-.PHONY: install setup checkov check test faults bench demo protos sync lock sbom format clean
+.PHONY: install setup checkov check test faults bench demo protos sync rules screenshots lock sbom format clean
 .DELETE_ON_ERROR:
 
 install: ## a server and its client, for PYTHON
@@ -40,6 +40,7 @@ check: setup ## lint, types, walls between the rooms, contract, generated code
 	$(BIN)/buf lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py --check
 	$(BIN)/python tools/generate_sync.py --check
+	$(BIN)/python tools/generate_rules.py --check
 
 test: setup ## all tests but those that take minutes, with coverage
 	rm -f .coverage*
@@ -65,6 +66,12 @@ protos: setup ## generate client/normstats/v1 from proto/
 
 sync: setup ## generate the sync client from the asyncio one
 	$(BIN)/python tools/generate_sync.py
+
+rules: setup ## the Prometheus operator's form of deploy/prometheus/rules.yaml
+	$(BIN)/python tools/generate_rules.py
+
+screenshots: setup ## docs/screenshots, of a server with real data
+	$(BIN)/python tools/screenshots.py
 
 lock: setup ## pin and hash what is new in pyproject.toml: constraints*.txt
 	$(BIN)/python tools/lock.py $(ARGS)
