@@ -61,7 +61,8 @@ class Committer:
         self._max_pending = max_pending
         self._clock = clock
         self._pending: list[_Pending] = []
-        metrics.pending.set_function(lambda: len(self._pending))
+        self._under_way = 0
+        metrics.pending.set_function(lambda: len(self._pending) + self._under_way)
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._stopping = False
@@ -103,7 +104,9 @@ class Committer:
             if not self._pending and not self._stopping:
                 self._arrived.clear()
             if taken:
+                self._under_way = len(taken)
                 await self._commit(taken)
+                self._under_way = 0
             elif self._stopping:
                 return
 
