@@ -111,7 +111,9 @@ class Metrics:
             registry=registry,
         )
         self.pending = Gauge(
-            "normstats_pending_contributions", "Contributions that wait for a commit, or for the end of theirs.", registry=registry
+            "normstats_pending_contributions",
+            "Contributions that wait for a commit, or for the end of theirs.",
+            registry=registry,
         )
         self.commit_seconds = Histogram(
             "normstats_commit_seconds",
