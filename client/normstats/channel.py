@@ -1,4 +1,4 @@
-"""How channels behave: retries on UNAVAILABLE, wait-for-ready, keepalive, reconnection; all on by default."""
+"""How channels behave: wait-for-ready, keepalive, reconnection. Who calls through them repeats what has failed."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def options(more: Sequence[Option] = ()) -> list[Option]:
     """The channel's options; the caller's own come last and win."""
     return [
         ("grpc.service_config", files("normstats.v1").joinpath("service_config.json").read_text()),
-        ("grpc.enable_retries", 1),
-        # A request larger than this buffer is not retried; the default is 256 KiB.
-        ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
+        # gRPC's own retries lose messages of streams: what is sent while earlier ones are repeated overtakes them.
+        ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", -1),  # the server's own limits hold
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", 30_000),

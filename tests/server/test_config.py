@@ -60,6 +60,14 @@ def test_a_file_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str])
     assert "there is no such file" in capsys.readouterr().err
 
 
+def test_connections_last_for_ever_unless_it_is_said_how_long() -> None:
+    assert config.load([]).max_connection_age_seconds == 0
+    assert config.load(["--max-connection-age-seconds", "90.5"]).max_connection_age_seconds == 90.5
+    for wrong in ("-1", "1e7", "nan"):
+        with pytest.raises(ValidationError, match=r"max.connection.age.seconds"):
+            config.load(["--max-connection-age-seconds", wrong])
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:50051", "example.com:50051"])
 def test_to_be_reached_from_other_machines_must_be_said(address: str) -> None:
     with pytest.raises(ValidationError, match="say --insecure"):
