@@ -113,7 +113,7 @@ def test_an_output_place_needs_an_input_place(local: NormalizationServiceStub, r
     assert refused(local.Normalize, asked).field == "output_place"
 
 
-@pytest.mark.parametrize("name", [b"", b"x", secrets.token_bytes(16), b"/dev/shm/psm_1234567"])
+@pytest.mark.parametrize("name", [b"", b"x", bytes(range(16)), b"/dev/shm/psm_1234567"])
 def test_a_region_that_was_not_lent_is_not_found(local: NormalizationServiceStub, name: bytes) -> None:
     told = refused(local.Normalize, request(pb.Place(region=name)))
     assert (told.code, told.reason) == (NOT_FOUND, "NO_SUCH_REGION")
