@@ -44,6 +44,7 @@ async def acknowledgements(
     yield pb.UpdateRunningStatsStreamResponse(acknowledged_sequence=await contributing.settled(producer))
     intake = _Intake(frames, producer, contributing, share)
     reader = asyncio.create_task(intake.read())
+    reader.add_done_callback(intake.has_read)
     try:
         with contributing.lifetime.tells(reader):
             async for group in intake.durable():
@@ -71,7 +72,7 @@ class _Intake:
         self._arrived = asyncio.Event()
 
     async def read(self) -> None:
-        """Queue contributions until the stream ends, one of them is wrong, or the server stops."""
+        """Queue contributions until the stream ends or one of them is wrong; cancelled when the server stops."""
         try:
             async for frame in self._frames:
                 await self._room.acquire()
@@ -79,12 +80,15 @@ class _Intake:
                 del frame  # while the next is waited for
         except ServiceError as error:
             self._end(error)
-        except asyncio.CancelledError:
-            self._end(Unavailable("the server is stopping; resume with another stream", reason="STOPPING"))
         except Exception as error:  # a bug: it is raised where the stream is answered
             self._end(error)
         else:
             self._put(None)
+
+    def has_read(self, reader: asyncio.Task[None]) -> None:
+        """The task that reads has ended; one that is cancelled before it begins does so without a step."""
+        if reader.cancelled():
+            self._end(Unavailable("the server is stopping; resume with another stream", reason="STOPPING"))
 
     async def durable(self) -> AsyncIterator[Sequence[tuple[int, Outcome]]]:
         """What has become durable, in order, as many at a time as there are."""

@@ -5,6 +5,7 @@ and a new one soon has its share of the calls.
 from __future__ import annotations
 
 import asyncio
+import queue
 import statistics
 import threading
 import time
@@ -14,22 +15,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import normstats
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from tests.faults.conftest import Promise
 from tests.faults.envoy import Envoy
-from tests.faults.load import FEATURES, ROWS, SPEC
+from tests.faults.load import FEATURES, ROWS, SPEC, wait_until
 from tests.faults.mixed import Mixed
 from tests.faults.sizes import sized
 from tests.postgres import database
 from tests.server_process import ServerProcess
 
 # Connections end after so many seconds, and what is under way on them has so many more.
-AGE_SECONDS, GRACE_SECONDS = 4, 4
+AGE_SECONDS, GRACE_SECONDS = 4, 8
 # The share of new calls that a new replica has, this long after it began to serve.
 SHARE, SHARE_WITHIN_SECONDS = 0.3, AGE_SECONDS + 10
 # Over which it is taken.
@@ -119,7 +123,9 @@ def test_rolling_change(
             if (number + 1) * size.kills // changes > number * size.kills // changes:
                 changed.kill()
             else:
+                started = time.monotonic()
                 assert changed.terminate() == 0
+                assert time.monotonic() - started < GRACE_SECONDS, "nobody is left unanswered until the end"
             seconds, share = until_it_has_its_share(changed.start(), other)
             took.append(seconds)
             shares.append(share)
@@ -147,6 +153,22 @@ def until_it_has_its_share(new: ServerProcess, other: ServerProcess) -> tuple[fl
             return now, share
         assert now < SHARE_WITHIN_SECONDS, f"the new replica has {share:.0%} of {here + there} calls after {now:.1f} s"
         time.sleep(0.2)
+
+
+def test_a_stream_that_opens_while_the_server_stops_is_told_so(own_server: ServerProcess) -> None:
+    opening = queue.SimpleQueue[pb.UpdateRunningStatsStreamRequest]()
+    with grpc.insecure_channel(own_server.start().target) as channel, ThreadPoolExecutor() as pool:
+        stream = NormalizationServiceStub(channel).UpdateRunningStatsStream(iter(opening.get, None), timeout=30)
+        wait_until(lambda: 'open_streams{method="UpdateRunningStatsStream"} 1.0' in metrics(own_server), 10)
+        stopped = pool.submit(own_server.terminate)
+        wait_until(lambda: '"stopping"' in own_server.log(), 10)
+        opening.put(pb.UpdateRunningStatsStreamRequest(open={"producer_id": bytes(16)}))
+        started = time.monotonic()
+        assert next(stream).acknowledged_sequence == 0
+        with pytest.raises(grpc.RpcError, match="the server is stopping; resume with another stream"):
+            next(stream)
+        assert stopped.result() == 0
+        assert time.monotonic() - started < 5, "long before --drain-seconds are over"
 
 
 @sized("seconds", 6, 25)
@@ -229,10 +251,14 @@ async def _normalize(way: Way, stopping: threading.Event) -> int:
 
 def ended(server: ServerProcess, method: str = "") -> int:
     """How many calls have ended there; of one method, if it is named."""
-    page = httpx.get(f"{server.http}/metrics", timeout=10).raise_for_status().text
     return sum(
         int(sample.value)
-        for family in text_string_to_metric_families(page)
+        for family in text_string_to_metric_families(metrics(server))
         for sample in family.samples
         if sample.name == "normstats_calls_total" and method in ("", sample.labels["method"])
     )
+
+
+def metrics(server: ServerProcess) -> str:
+    """What Prometheus would read."""
+    return httpx.get(f"{server.http}/metrics", timeout=10).raise_for_status().text
