@@ -76,3 +76,12 @@ def test_arrows_walk_through_all_of_them(visit: Visit, full: ServerProcess) -> N
     box = page.locator(".list-row a:focus").bounding_box()
     assert box is not None
     assert 0 < box["y"] < 900
+
+
+def test_who_types_faster_than_the_answer_comes_opens_what_he_typed(visit: Visit, full: ServerProcess) -> None:
+    page = visit(full, "#/normalizers")
+    page.wait_for_selector('.list-row[aria-rowindex="2"]')
+    page.focus("#search")
+    page.keyboard.type("7351")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('fleet/7351/obs')")

@@ -87,7 +87,7 @@ def test_the_whole_of_it_goes_by_keyboard(visit: Visit, server: ServerProcess, s
     page.keyboard.press("/")
     page.wait_for_selector("#search:focus")
     page.keyboard.type(some.upper())
-    page.wait_for_selector("text=5 with")
+    page.wait_for_selector(f"text=5 with “{some.upper()}”")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     assert page.evaluate(focused) == f"{some}/one"

@@ -121,13 +121,28 @@ class NormalizersPage {
 
   #typed() {
     clearTimeout(this.typing);
-    this.typing = setTimeout(() => {
-      this.query = this.search.value.trim();
-      // The address tells what is searched for, so that it can be kept and shared; it is not a page to go back to.
-      history.replaceState(null, "", addressOf(this.query));
-      scrollTo(0, 0);
-      this.#ask();
-    }, TYPING);
+    this.wanted = "";
+    this.typing = setTimeout(() => this.#search(), TYPING);
+  }
+
+  #search() {
+    clearTimeout(this.typing);
+    this.typing = undefined;
+    this.query = this.search.value.trim();
+    // The address tells what is searched for, so that it can be kept and shared; it is not a page to go back to.
+    history.replaceState(null, "", addressOf(this.query));
+    scrollTo(0, 0);
+    this.#ask();
+  }
+
+  /** Go to the first that was found, or open it, once it is known: who types fast is ahead of the answer. */
+  #go() {
+    if (!this.wanted || this.typing !== undefined || !this.catalogue.answered) return;
+    const key = this.wanted;
+    this.wanted = "";
+    if (!this.catalogue.normalizers.length) return;
+    this.#focus(0);
+    if (key === "Enter" && this.#focused() === 0) document.activeElement.click();
   }
 
   #soon() {
@@ -173,6 +188,7 @@ class NormalizersPage {
       (index) => this.#made(index),
       (line, index) => this.#update(line, index, height),
     );
+    this.#go();
   }
 
   /** Where the person was: the same row at the same place, with the focus. */
@@ -246,9 +262,11 @@ class NormalizersPage {
 
   #key(event) {
     const move = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
-    if (event.key === "Enter" && event.target === this.search && this.catalogue.normalizers.length) {
-      this.#focus(0);
-      document.activeElement.click();
+    if (event.target === this.search && (event.key === "Enter" || event.key === "ArrowDown")) {
+      event.preventDefault();
+      this.wanted = event.key;
+      if (this.typing !== undefined) this.#search();
+      this.#go();
     } else if (event.key === "Escape") {
       this.#escape(event);
     } else if (move && event.target !== this.prefix) {
