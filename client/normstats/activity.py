@@ -98,7 +98,7 @@ class ActiveProducer:
 
 @dataclass(frozen=True, slots=True)
 class OpenRound:
-    """A round that waits: `present` gave their parts, `missing` gave theirs to the round before and not to this one."""
+    """A round that waits: `present` gave their parts, `missing` gave theirs to one of the last rounds alone."""
 
     group: str
     round: int

@@ -41,7 +41,9 @@ class Settings(BaseSettings):
 
     config: Path | None = Field(None, description="TOML file with settings.")
     listen: str = Field("127.0.0.1:50051", description="HOST:PORT of gRPC, or unix:PATH. Port 0 picks a free one.")
-    http: str = Field("127.0.0.1:9464", description="HOST:PORT of /metrics, /healthz and /readyz; empty for none.")
+    http: str = Field(
+        "127.0.0.1:9464", description="HOST:PORT of console, /metrics, /healthz and /readyz; empty for none."
+    )
     health: str = Field(
         "",
         description="HOST:PORT of grpc.health.v1 alone, in plaintext, for probes; it answers however busy this is.",

@@ -305,7 +305,7 @@ class OpenRound(_message.Message):
 
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Those who gave theirs to the round before, and not yet to this one."""
+        """Those who gave theirs to one of the last rounds, and not yet to this one; who was there last comes first."""
 
     def __init__(
         self,

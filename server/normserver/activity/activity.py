@@ -35,7 +35,7 @@ class About:
 
 
 class OpenRound(NamedTuple):
-    """A round that waits for members: those who gave their parts, and those who gave one to the round before."""
+    """A round that waits for members: those who gave their parts, and those who gave one to one of the last rounds."""
 
     group: str
     round: int

@@ -268,14 +268,16 @@ class Groups:
 
 def _open_round(live: _Live, result: _Result, now: float) -> OpenRound:
     group = live.group
-    before = live.results.get(group.round - 1)
-    missing = set() if before is None else before.members - group.parts.keys()
+    known: dict[bytes, None] = {}
+    for number in sorted(live.results, reverse=True):
+        known |= dict.fromkeys(sorted(live.results[number].members))
+    missing = [member for member in known if member not in group.parts]
     return OpenRound(
         live.name,
         group.round,
         group.terms.size,
         sorted(group.parts),
-        sorted(missing)[: group.terms.size - len(group.parts)],
+        missing[: group.terms.size - len(group.parts)],
         now - result.opened_at,
         0.0 if group.deadline is None else max(group.deadline - now, 0.0),
         group.terms.normalizer,
