@@ -81,7 +81,6 @@ class Activity:
         self._open_rounds = open_rounds
         self._why_not_ready = why_not_ready
         self._clock = clock
-        metrics.producers.set_function(lambda: contributors.active(clock()))
         self._metrics = metrics
         self._sampler = Sampler(metrics, streams, clock)
         self._load = deque((self._sampler.sample(),), MAX_SECONDS)
@@ -92,7 +91,9 @@ class Activity:
         """Look at the load every second, and at what has changed; runs until cancelled."""
         while True:
             await asyncio.sleep(_SECOND)
-            self._load.append(self._sampler.sample())
+            self._metrics.producers.set(self._contributors.active(self._clock()))  # here: other threads may not look
+            # On a thread: it is milliseconds, which no call should wait for.
+            self._load.append(await asyncio.to_thread(self._sampler.sample))
             beat, self._beat = self._beat, asyncio.Event()
             beat.set()
             for record, point in await asyncio.to_thread(_points, self._changes.take(_POINTS_A_SECOND)):

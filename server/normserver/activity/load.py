@@ -48,7 +48,9 @@ class _Collected(Protocol):
     def collect(self) -> Iterable[Metric]: ...
 
 
-Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+Labels = tuple[tuple[str, str], ...]
+# By their names, and there by their labels.
+Samples = Mapping[str, Mapping[Labels, float]]
 
 
 class Sampler:
@@ -65,7 +67,7 @@ class Sampler:
         """The load since the last sample."""
         monotonic, cpu_seconds, after = time.monotonic(), time.process_time(), self._read()
         seconds = max(monotonic - self._monotonic, 1e-3)
-        grown = {key: value - self._before.get(key, 0.0) for key, value in after.items()}
+        grown = {name: _grown(self._before.get(name, {}), samples) for name, samples in after.items()}
 
         def total(name: str, **labels: str) -> float:
             return _total(grown, name, labels)
@@ -73,7 +75,8 @@ class Sampler:
         def now(name: str, **labels: str) -> int:
             return int(_total(after, name, labels))
 
-        unary = {key: value for key, value in grown.items() if dict(key[1]).get("method") not in self._streams}
+        calls = grown.get("normstats_call_seconds_bucket", {})
+        unary = {"unary": {key: value for key, value in calls.items() if dict(key)["method"] not in self._streams}}
         ended, served = total("normstats_calls_total"), total("normstats_calls_total", code="OK")
         gone = total("normstats_calls_total", code="CANCELLED")
         threads = max(now("normstats_compute_threads"), 1)
@@ -85,8 +88,8 @@ class Sampler:
             duplicates_per_second=total("normstats_contributions_total", outcome="duplicate") / seconds,
             received_bytes_per_second=total("normstats_received_bytes_total") / seconds,
             sent_bytes_per_second=total("normstats_sent_bytes_total") / seconds,
-            call_p50_seconds=quantile(0.5, _buckets(unary, "normstats_call_seconds_bucket")),
-            call_p99_seconds=quantile(0.99, _buckets(unary, "normstats_call_seconds_bucket")),
+            call_p50_seconds=quantile(0.5, _buckets(unary, "unary")),
+            call_p99_seconds=quantile(0.99, _buckets(unary, "unary")),
             queue_p99_seconds=quantile(0.99, _buckets(grown, "normstats_phase_seconds_bucket", phase="queue")),
             commit_p50_seconds=quantile(0.5, _buckets(grown, "normstats_commit_seconds_bucket")),
             commit_p99_seconds=quantile(0.99, _buckets(grown, "normstats_commit_seconds_bucket")),
@@ -125,12 +128,12 @@ class Sampler:
             metrics.calls_under_way,
             metrics.streams,
         )
-        return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for metric in read
-            for family in metric.collect()
-            for sample in family.samples
-        }
+        found: dict[str, dict[Labels, float]] = {}
+        for metric in read:
+            for family in metric.collect():
+                for sample in family.samples:
+                    found.setdefault(sample.name, {})[tuple(sample.labels.items())] = sample.value
+        return found
 
 
 def quantile(fraction: float, buckets: Mapping[float, float]) -> float:
@@ -154,14 +157,18 @@ def quantile(fraction: float, buckets: Mapping[float, float]) -> float:
 
 def _total(samples: Samples, name: str, labels: Mapping[str, str]) -> float:
     wanted = set(labels.items())
-    return sum(value for (sample, told), value in samples.items() if sample == name and wanted.issubset(told))
+    return sum(value for told, value in samples.get(name, {}).items() if wanted.issubset(told))
+
+
+def _grown(before: Mapping[Labels, float], after: Mapping[Labels, float]) -> dict[Labels, float]:
+    return {labels: value - before.get(labels, 0.0) for labels, value in after.items()}
 
 
 def _buckets(samples: Samples, name: str, **labels: str) -> dict[float, float]:
     wanted = set(labels.items())
     found: dict[float, float] = {}
-    for (sample, told), value in samples.items():
-        if sample == name and wanted.issubset(told):
+    for told, value in samples.get(name, {}).items():
+        if wanted.issubset(told):
             bound = float(dict(told)["le"])
             found[bound] = found.get(bound, 0.0) + value
     return found
