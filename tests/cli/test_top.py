@@ -260,7 +260,7 @@ def test_full_screen_it_follows_and_leaves_the_terminal_as_it_was(
 ) -> None:
     with normstats.connect(server.target) as client:
         normalizer = client.create(obs, normstats.Standardize(3))
-        shown = terminal(server.target, "--prefix", "top/")
+        shown = terminal(server.target, "--prefix", obs)
         shown.shows("● ready", obs, within_seconds=10)
         for _ in range(7):
             normalizer.update(X)
