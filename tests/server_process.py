@@ -29,12 +29,14 @@ class ServerProcess:
         store: str = "",
         port: int = 0,
         prefix: Sequence[str] = (),
+        processes: int = 1,
         by_socket: bool = False,
     ) -> None:
         self.folder = folder
         self.prefix = prefix
         self.store = store or f"sqlite:///{folder / 'normstats.db'}"
-        self.flags = flags
+        self.flags = (*flags, "--processes", str(processes)) if processes > 1 else flags
+        self.processes = processes
         self.port = port
         # A socket's path has at most 107 characters: a folder of the tests' may be longer.
         self._socket = f"{tempfile.mkdtemp(prefix='normstats-')}/socket" if by_socket else ""
@@ -43,7 +45,7 @@ class ServerProcess:
         self._log = folder / f"server-{os.urandom(4).hex()}.log"
 
     def start(self) -> ServerProcess:
-        """Start, and return once it serves; on the same port as before, if it ran before."""
+        """Start, and return once all its processes serve; on the same port as before, if it ran before."""
         command = [
             *self.prefix,
             sys.executable,
@@ -58,7 +60,7 @@ class ServerProcess:
         with self._log.open("ab") as log:
             offset = log.tell()
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
-        serving = self._wait_for("serving", offset)
+        serving = self._wait_for("serving", self.processes, offset)[0]
         self.target, self.http = serving["grpc"], f"http://{serving['http']}"
         self.health = serving.get("health", "")
         if not self._socket:
@@ -92,15 +94,17 @@ class ServerProcess:
         """Everything it has logged."""
         return self._log.read_text(errors="replace")
 
-    def _wait_for(self, event: str, offset: int) -> dict[str, Any]:
+    def _wait_for(self, event: str, times: int, offset: int) -> list[dict[str, Any]]:
         assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with self._log.open("rb") as log:
                 log.seek(offset)
-                for line in log.read().decode(errors="replace").splitlines():
-                    if line.startswith("{") and line.endswith("}") and json.loads(line).get("event") == event:
-                        return dict(json.loads(line))
+                lines = log.read().decode(errors="replace").splitlines()
+            logged = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+            found = [entry for entry in logged if entry.get("event") == event]
+            if len(found) >= times:
+                return found
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}: {self.log()}")
             time.sleep(0.02)
