@@ -148,6 +148,38 @@ def test_large_output_goes_past_the_caches_and_is_the_same() -> None:
     torch.testing.assert_close(y[some], normcore.standardize(x[some], mean, var, eps=1e-5, channel_axis=1))
 
 
+@every_norm
+@pytest.mark.parametrize("last", [False, True])
+def test_large_output_may_begin_at_any_address(norm: Norm, last: bool) -> None:
+    """As it does behind a reply's header; vectors that go past the caches may not."""
+    x = torch.randn(128, 4, 110, 80, generator=torch.Generator().manual_seed(0))
+    x = x.to(memory_format=torch.channels_last) if last else x
+    mask = torch.rand(128, 1, 110, 80, generator=torch.Generator().manual_seed(1)) < 0.7
+    expected, masked = norm(x), norm(x, mask=mask)
+    for offset in (1, 2, 3, 17):
+        assert norm(x, out=anywhere(x, offset)).equal(expected), offset
+    assert norm(x, mask=mask, out=anywhere(x, 1)).equal(masked)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("offset", [1, 2, 4])
+def test_so_may_a_row_that_threads_share_and_many_short_ones(dtype: torch.dtype, offset: int) -> None:
+    for shape in ((1, 9_000_000), (300_000, 30)):
+        x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 30).to(dtype)
+        like = torch.empty(shape, dtype=dtype if dtype.is_floating_point else torch.float32)
+        for norm in (normcore.layer_norm, normcore.rms_norm):
+            assert norm(x, shape[1], out=anywhere(like, offset)).equal(norm(x, shape[1]))
+        assert normcore.lp_norm(x, axis=-1, out=anywhere(like, offset)).equal(normcore.lp_norm(x, axis=-1))
+
+
+def anywhere(x: Tensor, offset: int) -> Tensor:
+    """Memory for as much as x, laid out likewise, so many bytes after an address that 64 divides."""
+    memory = torch.empty(x.nbytes + 128, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64 + offset
+    flat = torch.frombuffer(memory.numpy(), dtype=x.dtype, offset=start, count=x.numel())
+    return flat.as_strided(x.shape, x.stride())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8], ids=str)
 def test_rows_of_different_lengths_are_as_alone(dtype: torch.dtype) -> None:
     lengths = torch.tensor([5, 0, 17, 1, 300])

@@ -12,7 +12,6 @@ from normcore.kernels.cpu.compiled import apply, moments, norm, sums
 from normcore.kernels.cpu.merging import composed
 from normcore.kernels.cpu.plan import (
     SMALL,
-    STREAM,
     Numbers,
     Shape3,
     blocks,
@@ -22,6 +21,7 @@ from normcore.kernels.cpu.plan import (
     output,
     parameters,
     reals,
+    streams,
     strides,
     workspace,
 )
@@ -104,9 +104,8 @@ def channel_norm(
     if before * channels * after == 0:
         return y, _nothing(channels)
     steps = None if mask is None else strides(mask)
-    tile, room, plan = _fused(
-        shape, x.itemsize, y.itemsize, steps, mask is not None and x.data_ptr() == y.data_ptr(), omit
-    )
+    in_place = mask is not None and x.data_ptr() == y.data_ptr()
+    tile, room, plan = _fused(shape, x.itemsize, streams(y, y.numel()), steps, in_place, omit)
     if not tile:
         own = channel_moments(x, shape, mask, omit=omit)
         return channel_apply(x, shape, coefficients(rule, own.values), mask, y), own
@@ -168,12 +167,11 @@ def standardize(
 
 @lru_cache(maxsize=4096)
 def _fused(
-    shape: Shape3, itemsize: int, out_itemsize: int, mask: tuple[int, ...] | None, staged: bool, omit: bool
+    shape: Shape3, itemsize: int, streaming: bool, mask: tuple[int, ...] | None, staged: bool, omit: bool
 ) -> tuple[int, int, Numbers]:
     """How many channels a tile has, 0 where it is better not to fuse; float64 it needs room for; the kernel's plan."""
     tile = fused_tile(*shape, itemsize)
     cut = blocks(*shape)
-    streaming = shape[0] * shape[1] * shape[2] * out_itemsize >= STREAM
     steps = (0, 0, 0, 0) if mask is None else (*mask, 1)
     plan = numbers(*shape, cut.rows, cut.span, tile, *steps, streaming or staged, streaming, omit)
     return tile, (cut.of_channel + 1) * sums.ROWS * tile, plan
@@ -187,7 +185,7 @@ def _unit(eps: float, std_eps: float, clip: float) -> Numbers:
 
 def _output_plan(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[int, ...]:
     """The mask's steps, whether there is one, whether the output is staged, and whether it is streamed."""
-    streaming = y.numel() * y.itemsize >= STREAM
+    streaming = streams(y, y.numel())
     if mask is None:
         return 0, 0, 0, 0, streaming, streaming
     return *strides(mask), 1, streaming or y.data_ptr() == x.data_ptr(), streaming

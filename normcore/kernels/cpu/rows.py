@@ -8,7 +8,7 @@ from torch import Tensor
 from normcore.kernels.base import M2, MEAN, MEAN_LOW
 from normcore.kernels.cpu.channels import channel_moments
 from normcore.kernels.cpu.compiled import rows
-from normcore.kernels.cpu.plan import SMALL, STREAM, Shape2, grain, numbers, output, parameters, strides, workspace
+from normcore.kernels.cpu.plan import SMALL, Shape2, grain, numbers, output, parameters, streams, strides, workspace
 from normcore.kernels.cpu.threads import share
 
 # Rows from this length on are cut into parts of it, where there are too few to go round.
@@ -38,7 +38,7 @@ def row_norm(
             run(x.data_ptr(), y.data_ptr(), 0, count, length, eps, center, False, scale, shift, workspace.work)
             return y
         source, target = x.data_ptr(), y.data_ptr()
-        streaming, size = count * length * y.itemsize >= STREAM, rows.together(length)
+        streaming, size = streams(y, count * length), rows.together(length)
 
         def group(turns: int) -> None:
             run(source, target, turns, count, length, eps, center, streaming, scale, shift, workspace.work)
@@ -47,7 +47,7 @@ def row_norm(
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
-    streaming = count * length * y.itemsize >= STREAM
+    streaming = streams(y, count * length)
     staged = streaming or (mask is not None and source == target)
     plan = numbers(length, *per, *steps, mask is not None, center, staged, streaming)
     # A row of a mask that is the same all along is real or padding; the statistics of padding are then not used.
@@ -112,7 +112,7 @@ def power_norm(
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
-    streaming = count * length * y.itemsize >= STREAM
+    streaming = streams(y, count * length)
     staged = streaming or (mask is not None and source == target)
     plan = numbers(length, *steps, mask is not None, staged, streaming)
     run = rows.power_norm.of(x.dtype)
