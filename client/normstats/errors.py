@@ -157,6 +157,11 @@ def connection_broke(error: grpc.RpcError) -> bool:
     return False
 
 
+def memory_was_full(error: grpc.RpcError) -> bool:
+    """Whether a stream ended because others left it no memory: another attempt may find some."""
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _details(error)[1] == "MEMORY_FULL"
+
+
 def _details(error: grpc.RpcError) -> tuple[str, str, dict[str, str]]:
     metadata: Any = error.trailing_metadata() or ()
     for key, value in metadata:

@@ -138,6 +138,10 @@ class Batcher:
         """
         return self._compute.submit(Task(self._work, job, job.caller, _kind(job), job.batch.x.nbytes))
 
+    async def room(self, number: int = 1) -> None:
+        """Wait until so many more batches of a stream may be queued."""
+        await self._compute.room(number)
+
     async def ended(self, begun: asyncio.Future[Encoded], prefix: str) -> Encoded:
         """What became of a batch, whose path in the request is `prefix`.
 

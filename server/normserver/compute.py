@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -45,6 +46,13 @@ class Task(Generic[I, T]):
     future: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+class _Waiting(NamedTuple):
+    """A stream that waits until so many more tasks have room."""
+
+    number: int
+    granted: asyncio.Future[None]
+
+
 class Compute:
     """The threads, and a bounded queue before them."""
 
@@ -53,7 +61,8 @@ class Compute:
         self._phases = Phases(metrics)
         metrics.compute_threads.set(threads)
         self._max_queued = max_queued
-        self._queued = 0
+        self._queued = self._promised = 0
+        self._waiting: deque[_Waiting] = deque()
         self._turns: Turns[Task[Any, Any]] = Turns()
         self._changed = threading.Condition()
         self._closed = False
@@ -81,6 +90,21 @@ class Compute:
         if self._queued < self._max_queued:
             return ""
         return f"{self._queued} normalizations are waiting already; try again later"
+
+    async def room(self, number: int = 1) -> None:
+        """Wait until so many more tasks of a stream are within half of the queue; the other half is for calls."""
+        if not self._waiting and self._has_room(number):
+            return
+        waiting = _Waiting(number, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        try:
+            await waiting.granted
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            elif not waiting.granted.cancelled():
+                self._promised -= number
+                waiting.granted.get_loop().call_soon(self._let_in)  # it may need less, or nothing
 
     def submit(self, task: Task[Any, T]) -> asyncio.Future[T]:
         """Queue a task. Cancelling its future withdraws it; what is under way goes on, and is counted until its end.
@@ -159,3 +183,16 @@ class Compute:
     def _count(self, more: int) -> None:
         self._queued += more
         self._metrics.compute_queue.set(self._queued)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Tell streams that have room now."""
+        while self._waiting and self._has_room(self._waiting[0].number):
+            first = self._waiting.popleft()
+            if not first.granted.cancelled():
+                self._promised += first.number
+                first.granted.set_result(None)
+
+    def _has_room(self, number: int) -> bool:
+        taken = self._queued + self._promised
+        return not taken or taken + number <= self._max_queued // 2

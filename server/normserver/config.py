@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         "their messages are read.",
     )
     max_stream_bytes: int = Field(
-        24 * 2**20,
+        32 * 2**20,
         ge=2**20,
         description="What messages of all streams may hold until they are answered; beyond it, senders wait.",
     )

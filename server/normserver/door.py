@@ -117,7 +117,7 @@ class Door:
         """
         call.caller = context.peer()
         if call.share is not None:
-            call.share.caller = call.caller
+            call.share.comes_from(call.caller)
         if call.identity is None and self._credentials is not None:
             self._admit(call, self._credentials.known(None, _certificate_names(context)))
 

@@ -118,6 +118,10 @@ class Normalizing:
                 ended[index] = self._told(result)
         return ended
 
+    async def room(self, number: int) -> None:
+        """Wait until so many more of a stream's tensors may be normalized in turn."""
+        await self._batcher.room(number)
+
     async def several(self, requests: Sequence[Carried[pb.NormalizeRequest]], caller: str) -> list[bytes | Exception]:
         """Normalize tensors, each for itself; what became of each, in their order.
 
@@ -221,6 +225,7 @@ class Normalizing:
                     batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
                     row_shape = tuple(batch.x.shape[1:])
                     self._metrics.received_bytes.inc(len(frame.data))
+                    await self._batcher.room()
                     begun = self._batcher.begin(Job(plan, batch, reply, caller, _CHUNK))
                     under_way.put_nowait(_Chunk(begun, held_bytes))
                     del frame, batch, begun  # with what they hold, while the next is waited for

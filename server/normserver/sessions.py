@@ -77,6 +77,7 @@ class _Session:
         while self._under_way and sum(self._under_way.values()) + len(message.requests) > _MOST_TENSORS:
             self._answered.clear()
             await self._answered.wait()
+        await self._normalizing.room(len(message.requests))
         task = asyncio.create_task(self._later(message, held_bytes))
         self._under_way[task] = len(message.requests)
         task.add_done_callback(self._done)

@@ -1,11 +1,13 @@
-"""A TCP proxy that cuts connections, and holds back what they carry."""
+"""A TCP proxy that cuts connections, holds back what they carry, and is as slow as it is told."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import threading
+import time
 from collections import Counter
 from types import TracebackType
 from typing import Self
@@ -13,18 +15,39 @@ from typing import Self
 CUTS = ("before the request", "after the request", "before the reply")
 
 
+# What a line is behind by so much it makes up for: waits are not that exact.
+_SLACK_SECONDS = 0.01
+
+
+class _Pace:
+    """One way of a connection, which carries so much a second."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self._bytes_per_second = bytes_per_second
+        self._free_at = time.monotonic()
+
+    async def carry(self, size_bytes: int) -> None:
+        """Wait until so much is through."""
+        self._free_at = max(self._free_at, time.monotonic() - _SLACK_SECONDS) + size_bytes / self._bytes_per_second
+        if (seconds := self._free_at - time.monotonic()) > 0:
+            await asyncio.sleep(seconds)
+
+
 class Proxy:
     """On a free port of 127.0.0.1, before a server. A context manager; `target` is its address.
 
     Of the pieces that a client sends, `cut_rate` have their connection cut: before the server gets them, after it,
-    or when it answers. Both sides see a reset.
+    or when it answers. Both sides see a reset. Each way of a connection carries `bytes_per_second`, if that is given.
     """
 
-    def __init__(self, upstream: str, *, cut_rate: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, upstream: str, *, cut_rate: float = 0.0, seed: int = 0, bytes_per_second: float | None = None
+    ) -> None:
         self._host, _, port = upstream.rpartition(":")
         self._port = int(port)
         self._cut_rate = cut_rate
         self._random = random.Random(seed)
+        self._bytes_per_second = bytes_per_second
         self._loop = asyncio.new_event_loop()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -73,6 +96,9 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def _pace(self) -> _Pace:
+        return _Pace(self._bytes_per_second or math.inf)
+
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
@@ -99,8 +125,10 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
     ) -> None:
         with contextlib.suppress(OSError):
+            pace = self._pace()
             while data := await reader.read(2**16):
                 await self._flowing.wait()
+                await pace.carry(len(data))
                 cut = self._random.choice(CUTS) if self._random.random() < self._cut_rate else None
                 if cut is not None:
                     self.cuts[cut] += 1
@@ -115,8 +143,10 @@ class Proxy:
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
+            pace = self._pace()
             while data := await reader.read(2**16):
                 await self._flowing.wait()
+                await pace.carry(len(data))
                 if doomed.is_set():
                     return
                 writer.write(data)

@@ -242,6 +242,70 @@ async def test_a_full_queue_refuses_at_once_and_what_leaves_it_makes_room(monkey
         device.compute.close()
 
 
+async def test_streams_wait_for_half_of_the_queue_and_leave_the_other_to_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, max_queued=8)
+    done = threading.Event()
+    busy = asyncio.ensure_future(device.compute.run(done.wait))
+    begun: list[asyncio.Future[Any]] = []
+
+    async def stream(number: int) -> None:
+        await device.batcher.room(number)
+        begun.extend(device.batcher.begin(job(rows(1))) for _ in range(number))
+
+    try:
+        await asyncio.sleep(0.01)
+        streams = [asyncio.ensure_future(stream(number)) for number in (2, 1, 3, 6, 1)]
+        await asyncio.sleep(0.01)
+        assert len(begun) == 3
+        calls = [asyncio.ensure_future(device.batcher.run(job(rows(2)))) for _ in range(4)]
+        streams[2].cancel()
+        await asyncio.sleep(0.01)
+        done.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(busy, *calls, *streams[:2], *streams[3:])
+            await asyncio.gather(*begun)
+        assert len(begun) == 10
+    finally:
+        done.set()
+        device.compute.close()
+
+
+async def test_a_stream_that_ends_as_it_gets_room_leaves_it_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, max_queued=4)
+    done = threading.Event()
+    busy = asyncio.ensure_future(device.compute.run(done.wait))
+    try:
+        await asyncio.sleep(0.01)
+        queued = device.batcher.begin(job(rows(1)))
+        first, second = (asyncio.ensure_future(device.batcher.room(2)) for _ in range(2))
+        await asyncio.sleep(0.01)
+        queued.cancel()
+        first.cancel()
+        done.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(busy, second)
+    finally:
+        done.set()
+        device.compute.close()
+
+
+async def test_room_that_a_stream_gets_and_does_not_need_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, max_queued=4)
+    done = threading.Event()
+    busy = asyncio.ensure_future(device.compute.run(done.wait))
+    try:
+        await asyncio.sleep(0.01)
+        queued = [device.batcher.begin(job(rows(1))) for _ in range(2)]
+        streams = [asyncio.ensure_future(device.batcher.room(2)) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        done.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(busy, *queued, *streams)
+    finally:
+        done.set()
+        device.compute.close()
+
+
 async def test_many_of_one_request_go_together_or_fail_alone(device: Device) -> None:
     jobs = [job(rows(1)), job(rows(2, 9)), job(rows(3)), job(rows(4, 8, torch.float64))]
     first, wrong, third, other = await device.batcher.run_all(jobs)

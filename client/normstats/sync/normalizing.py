@@ -23,6 +23,7 @@ from normstats.errors import (
     Unavailable,
     connection_broke,
     from_grpc,
+    memory_was_full,
 )
 from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
@@ -203,14 +204,14 @@ def _in_chunks(
     options: NormalizeOptions,
     timeout: float,
 ) -> Any:
-    """All chunks; when the connection breaks, again from the beginning, until the timeout."""
+    """All chunks; when the connection breaks or memory is full, again from the beginning, until the timeout."""
     deadline, backoff = monotonic() + timeout, Backoff()
     while True:
         try:
             return _once(connection, opening, payload, options, deadline)
         except grpc.RpcError as error:
             wait = backoff.next_seconds()
-            if not connection_broke(error) or monotonic() + wait >= deadline:
+            if not (connection_broke(error) or memory_was_full(error)) or monotonic() + wait >= deadline:
                 raise from_grpc(error) from error
             concurrency.sleep(wait)
 
