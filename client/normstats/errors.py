@@ -157,9 +157,10 @@ def connection_broke(error: grpc.RpcError) -> bool:
     return False
 
 
-def memory_was_full(error: grpc.RpcError) -> bool:
-    """Whether a stream ended because others left it no memory: another attempt may find some."""
-    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _details(error)[1] == "MEMORY_FULL"
+def may_begin_again(error: grpc.RpcError) -> bool:
+    """Whether a stream that carries much is worth another attempt: so, or as others left it no memory."""
+    was_full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _details(error)[1] == "MEMORY_FULL"
+    return was_full or connection_broke(error)
 
 
 def _details(error: grpc.RpcError) -> tuple[str, str, dict[str, str]]:

@@ -21,9 +21,8 @@ from normstats.errors import (
     NormstatsError,
     NotFound,
     Unavailable,
-    connection_broke,
     from_grpc,
-    memory_was_full,
+    may_begin_again,
 )
 from normstats.moments import Moments, batches_of
 from normstats.options import Mode, NormalizeOptions
@@ -210,7 +209,7 @@ async def _in_chunks(
             return await _once(connection, opening, payload, options, deadline)
         except grpc.RpcError as error:
             wait = backoff.next_seconds()
-            if not (connection_broke(error) or memory_was_full(error)) or monotonic() + wait >= deadline:
+            if not may_begin_again(error) or monotonic() + wait >= deadline:
                 raise from_grpc(error) from error
             await concurrency.sleep(wait)
 

@@ -12,7 +12,7 @@ import grpc
 from normstats import requests, specs
 from normstats.aio import concurrency
 from normstats.backoff import Backoff
-from normstats.errors import Cancelled, NormstatsError, connection_broke, from_grpc
+from normstats.errors import Cancelled, NormstatsError, from_grpc, may_begin_again
 from normstats.producer import Producer
 from normstats.unacknowledged import Unacknowledged
 from normstats.v1 import normalization_service_pb2 as pb
@@ -131,7 +131,7 @@ class AsyncUpdateStream:
             except grpc.RpcError as error:
                 if self._leaving:
                     return
-                if not connection_broke(error):
+                if not may_begin_again(error):
                     await self._fail(from_grpc(error))
                     return
             await concurrency.sleep(backoff.next_seconds())

@@ -12,7 +12,7 @@ import grpc
 
 from normstats import requests, specs
 from normstats.backoff import Backoff
-from normstats.errors import Cancelled, NormstatsError, connection_broke, from_grpc
+from normstats.errors import Cancelled, NormstatsError, from_grpc, may_begin_again
 from normstats.producer import Producer
 from normstats.sync import concurrency
 from normstats.unacknowledged import Unacknowledged
@@ -132,7 +132,7 @@ class UpdateStream:
             except grpc.RpcError as error:
                 if self._leaving:
                     return
-                if not connection_broke(error):
+                if not may_begin_again(error):
                     self._fail(from_grpc(error))
                     return
             concurrency.sleep(backoff.next_seconds())
