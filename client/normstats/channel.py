@@ -53,7 +53,7 @@ def options(more: Sequence[Option] = ()) -> list[Option]:
         ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", -1),  # the server's own limits hold
         ("grpc.max_send_message_length", -1),
-        ("grpc.http2.max_frame_size", carried.FRAME_BYTES),
+        ("grpc.http2.max_frame_size", carried.MAX_FRAME_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -158,7 +158,7 @@ def connection_broke(error: grpc.RpcError) -> bool:
 
 
 def may_begin_again(error: grpc.RpcError) -> bool:
-    """Whether a stream that carries much is worth another attempt: so, or as others left it no memory."""
+    """Whether a stream ended because its connection broke, or because other streams had taken the server's memory."""
     was_full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _details(error)[1] == "MEMORY_FULL"
     return was_full or connection_broke(error)
 

@@ -408,7 +408,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         # take 70. Tensors of 16 MiB travel 4 to 10 % slower.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.experimental.tcp_max_read_buffer_size", 1 << 18),
-        ("grpc.http2.max_frame_size", carried.FRAME_BYTES),
+        ("grpc.http2.max_frame_size", carried.MAX_FRAME_BYTES),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),

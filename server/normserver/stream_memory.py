@@ -45,8 +45,12 @@ class _Connection:
         self.delivered_bytes = 0
         self.looked_at = -inf
 
+    def is_due(self, writing_since: float, now: float) -> bool:
+        """Whether to look at what arrives: for the first time since that began to be written, or after a while."""
+        return self.looked_at <= writing_since or self.looked_at <= now - _STALLED_SECONDS
+
     def is_stalled(self, delivered_bytes: int, writing_since: float, now: float) -> bool:
-        """Whether too little has arrived since this was asked, on whose way something was then already."""
+        """Whether too little has arrived since this was asked last, when what is written now was on its way already."""
         seconds, arrived_bytes = now - self.looked_at, delivered_bytes - self.delivered_bytes
         was_looked_at = self.looked_at > writing_since
         self.looked_at, self.delivered_bytes = now, delivered_bytes
@@ -224,8 +228,7 @@ class StreamMemory:
         looked_at = [
             one
             for one, since in writes.items()
-            if (waiting - {one} and max(since) < now - _MOMENT_SECONDS)
-            and (one.looked_at <= min(since) or one.looked_at <= now - _STALLED_SECONDS)
+            if waiting - {one} and max(since) < now - _MOMENT_SECONDS and one.is_due(min(since), now)
         ]
         delivered = self._delivered_bytes([one.caller for one in looked_at]) if looked_at else {}
         for one in looked_at:
@@ -249,6 +252,7 @@ class Share:
         self._first_bytes = deque(expected_bytes)
         self._expected_bytes = self._first_bytes.popleft() if self._first_bytes else 0
         self.connection = _Connection("")
+        """Where the stream comes from."""
         self.held_bytes = 0
         """What its messages hold."""
         self.last_bytes = 0

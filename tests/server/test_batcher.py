@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,19 @@ class Device:
         """Where a batch was normalized."""
         await self.batcher.run(Job(plan, Batch(x, **padding), REPLY))
         return self.launches[-1][0]
+
+    @asynccontextmanager
+    async def occupied(self) -> AsyncIterator[threading.Event]:
+        """Do something else until the event is set; in the end, stop."""
+        done = threading.Event()
+        busy = asyncio.ensure_future(self.compute.run(done.wait))
+        await asyncio.sleep(0.01)
+        try:
+            yield done
+        finally:
+            done.set()
+            await busy
+            self.compute.close()
 
     async def while_busy(self, jobs: Sequence[Job]) -> list[Any]:
         """What becomes of jobs that come one after another while the device does something else."""
@@ -222,10 +236,7 @@ async def test_callers_take_turns(device: Device) -> None:
 
 async def test_a_full_queue_refuses_at_once_and_what_leaves_it_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, max_queued=3)
-    done = threading.Event()
-    busy = asyncio.ensure_future(device.compute.run(done.wait))
-    try:
-        await asyncio.sleep(0.01)
+    async with device.occupied() as done:
         waiting = [asyncio.ensure_future(device.batcher.run(job(rows(count)))) for count in (1, 2)]
         await asyncio.sleep(0)
         with pytest.raises(ResourceExhausted, match="3 normalizations are waiting"):
@@ -235,25 +246,19 @@ async def test_a_full_queue_refuses_at_once_and_what_leaves_it_makes_room(monkey
         third = asyncio.ensure_future(device.batcher.run(job(rows(3))))
         await asyncio.sleep(0)
         done.set()
-        await asyncio.gather(busy, waiting[1], third)
+        await asyncio.gather(waiting[1], third)
         assert [len(one.batch.x) for _, jobs in device.launches for one in jobs] == [2, 3]
-    finally:
-        done.set()
-        device.compute.close()
 
 
 async def test_streams_wait_for_half_of_the_queue_and_leave_the_other_to_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, max_queued=8)
-    done = threading.Event()
-    busy = asyncio.ensure_future(device.compute.run(done.wait))
     begun: list[asyncio.Future[Any]] = []
 
     async def stream(number: int) -> None:
         await device.batcher.room(number)
         begun.extend(device.batcher.begin(job(rows(1))) for _ in range(number))
 
-    try:
-        await asyncio.sleep(0.01)
+    async with device.occupied() as done:
         streams = [asyncio.ensure_future(stream(number)) for number in (2, 1, 3, 6, 1)]
         await asyncio.sleep(0.01)
         assert len(begun) == 3
@@ -262,20 +267,14 @@ async def test_streams_wait_for_half_of_the_queue_and_leave_the_other_to_calls(m
         await asyncio.sleep(0.01)
         done.set()
         async with asyncio.timeout(5):
-            await asyncio.gather(busy, *calls, *streams[:2], *streams[3:])
+            await asyncio.gather(*calls, *streams[:2], *streams[3:])
             await asyncio.gather(*begun)
         assert len(begun) == 10
-    finally:
-        done.set()
-        device.compute.close()
 
 
 async def test_a_stream_that_ends_as_it_gets_room_leaves_it_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, max_queued=4)
-    done = threading.Event()
-    busy = asyncio.ensure_future(device.compute.run(done.wait))
-    try:
-        await asyncio.sleep(0.01)
+    async with device.occupied() as done:
         queued = device.batcher.begin(job(rows(1)))
         first, second = (asyncio.ensure_future(device.batcher.room(2)) for _ in range(2))
         await asyncio.sleep(0.01)
@@ -283,27 +282,18 @@ async def test_a_stream_that_ends_as_it_gets_room_leaves_it_to_others(monkeypatc
         first.cancel()
         done.set()
         async with asyncio.timeout(5):
-            await asyncio.gather(busy, second)
-    finally:
-        done.set()
-        device.compute.close()
+            await second
 
 
 async def test_room_that_a_stream_gets_and_does_not_need_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, max_queued=4)
-    done = threading.Event()
-    busy = asyncio.ensure_future(device.compute.run(done.wait))
-    try:
-        await asyncio.sleep(0.01)
+    async with device.occupied() as done:
         queued = [device.batcher.begin(job(rows(1))) for _ in range(2)]
         streams = [asyncio.ensure_future(device.batcher.room(2)) for _ in range(5)]
         await asyncio.sleep(0.01)
         done.set()
         async with asyncio.timeout(5):
-            await asyncio.gather(busy, *queued, *streams)
-    finally:
-        done.set()
-        device.compute.close()
+            await asyncio.gather(*queued, *streams)
 
 
 async def test_many_of_one_request_go_together_or_fail_alone(device: Device) -> None:

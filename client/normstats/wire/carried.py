@@ -17,9 +17,9 @@ from google.protobuf.message import Message
 M = TypeVar("M", bound=Message)
 Data = bytes | memoryview
 
-# What of a message comes in one piece; by default 16 KiB. Many callers of large tensors are a fifth faster so, and on a
-# link of 1 Gbit/s another stream waits half a millisecond for a piece.
-FRAME_BYTES = 1 << 16
+# The largest HTTP/2 frame that either end takes; by default 16 KiB. Many callers of large tensors are a fifth faster
+# so; on a link of 1 Gbit/s another stream waits half a millisecond for a frame.
+MAX_FRAME_BYTES = 1 << 16
 
 # The tag of `data`, field 15 of wire type 2 (length-delimited), which is one byte.
 _DATA, _FIELD = 0x7A, "data"
