@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -84,17 +85,21 @@ def echoing() -> Iterator[tuple[str, Process]]:
 
 
 def echo_of(channel: grpc.aio.Channel, size: int) -> Call:
-    """A call of the echo with so many bytes, in the messages that ours would go in."""
+    """A call of the echo with so many bytes, in the messages that ours would go in.
+
+    They are as many different ones: zeros would all be read from one page, which stays in the nearest cache.
+    """
     if size <= CHUNK_BYTES:
-        unary, whole = channel.unary_unary(f"/{echo.SERVICE}/Unary"), bytes(size)
+        unary, whole = channel.unary_unary(f"/{echo.SERVICE}/Unary"), random.randbytes(size)
         return lambda: unary(whole)
-    stream, chunk = channel.stream_stream(f"/{echo.SERVICE}/Stream"), bytes(CHUNK_BYTES)
+    stream = channel.stream_stream(f"/{echo.SERVICE}/Stream")
+    cut = [random.randbytes(CHUNK_BYTES) for _ in range(size // CHUNK_BYTES)]
 
     async def call() -> None:
         room = asyncio.Semaphore(WINDOW)
 
         async def chunks() -> Any:
-            for _ in range(size // CHUNK_BYTES):
+            for chunk in cut:
                 await room.acquire()
                 yield chunk
 

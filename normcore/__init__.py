@@ -15,7 +15,7 @@ from normcore.errors import (
     ShapeMismatch,
     TooFewValues,
 )
-from normcore.kernels.base import ToRange, ToUnit
+from normcore.kernels.base import Launch, ToRange, ToUnit
 from normcore.moments import Moments, NanPolicy, merge, merge_all, moments_of, pool, scale, variance, violations
 from normcore.normalize.across import local_response_norm, lp_norm, mean_variance_norm
 from normcore.normalize.channel import (
@@ -24,12 +24,13 @@ from normcore.normalize.channel import (
     by_own_statistics,
     min_max,
     standardize,
+    standardize_like,
     unmin_max,
     unstandardize,
 )
 from normcore.normalize.group import adaptive_instance_norm, group_norm, instance_norm, instance_statistics
 from normcore.normalize.ragged import ragged_row_norm
-from normcore.normalize.row import layer_norm, rms_norm
+from normcore.normalize.row import layer_norm, layer_norm_like, rms_norm, rms_norm_like
 from normcore.running import Arrival, BatchAverage, BatchEma, Cumulative, Estimate, Running, RunningPolicy, TimeEma
 from normcore.stack import MomentsStack
 
@@ -41,6 +42,7 @@ __all__ = [
     "Drift",
     "Estimate",
     "InvalidParameter",
+    "Launch",
     "Moments",
     "MomentsStack",
     "NanPolicy",
@@ -65,6 +67,7 @@ __all__ = [
     "instance_norm",
     "instance_statistics",
     "layer_norm",
+    "layer_norm_like",
     "layout",
     "local_response_norm",
     "lp_norm",
@@ -79,9 +82,11 @@ __all__ = [
     "pool",
     "ragged_row_norm",
     "rms_norm",
+    "rms_norm_like",
     "running",
     "scale",
     "standardize",
+    "standardize_like",
     "unmin_max",
     "unstandardize",
     "variance",

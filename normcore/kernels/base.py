@@ -6,6 +6,7 @@ Views are contiguous. Masks are bool and broadcast to the view without being cop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -114,6 +115,15 @@ def coefficients(rule: Rule, values: Tensor) -> Coefficients:
     return Coefficients.of(mean, values[MEAN_LOW], std, factor, shift, -rule.clip, rule.clip)
 
 
+# A kernel made ready for tensors of one shape and dtype: run with the address of an input and that of an output, dense.
+Launch = Callable[[int, int], None]
+
+
 def output_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of x's output: see `output_type`."""
+    return output_type(x.dtype)
+
+
+def output_type(dtype: torch.dtype) -> torch.dtype:
     """Floating types stay; integers and bool become float32."""
-    return x.dtype if x.dtype.is_floating_point else torch.float32
+    return dtype if dtype.is_floating_point else torch.float32

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from normcore.kernels import reference
-from normcore.kernels.base import ChannelMoments, Coefficients, Rule, ToUnit, output_dtype
+from normcore.kernels.base import ChannelMoments, Coefficients, Launch, Rule, ToUnit, output_dtype
 
 Shape3 = tuple[int, int, int]
 Shape2 = tuple[int, int]
@@ -92,6 +92,20 @@ def standardize(
     return channel_apply(x, shape, by, mask, out)
 
 
+def standardize_like(
+    x: Tensor,
+    shape: Shape3,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    clip: float = torch.inf,
+) -> Launch | None:
+    """`standardize`, ready for tensors like x, which are not empty; None where nothing is gained by that."""
+    return cpu.standardize_like(x, shape, mean, var, eps, weight, bias, clip) if (cpu := _cpu_of(x)) else None
+
+
 def row_norm(
     x: Tensor,
     shape: Shape2,
@@ -115,6 +129,13 @@ def row_norm(
     return y
 
 
+def row_norm_like(
+    x: Tensor, shape: Shape2, eps: float, center: bool = True, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Launch | None:
+    """`row_norm`, weight and bias being (1, K), ready for tensors like x, which are not empty; None as above."""
+    return cpu.row_norm_like(x, shape, eps, center, weight, bias) if (cpu := _cpu_of(x)) else None
+
+
 def row_norm_ragged(
     x: Tensor,
     starts: Tensor,
@@ -127,7 +148,7 @@ def row_norm_ragged(
     out: Tensor | None = None,
 ) -> Tensor:
     """`row_norm` of rows of different lengths in one arena x (E,): see reference.row_norm_ragged."""
-    room = (_cpu() if x.is_cpu else None) or _room(x)
+    room = _cpu_of(x) or _room(x)
     return room.row_norm_ragged(  # type: ignore[no-any-return]
         x, starts, lengths, eps=eps, center=center, weight=weight, bias=bias, out=out
     )
@@ -209,6 +230,11 @@ def one_for_all(count: Tensor) -> Tensor:
 def _merges(values: Tensor) -> Any:
     """The CPU's room, where it can take these values."""
     return _cpu() if values.is_cpu and values.is_contiguous() else None
+
+
+def _cpu_of(x: Tensor) -> Any:
+    """The CPU's room, where it can take x."""
+    return _cpu() if x.is_cpu else None
 
 
 def _room(x: Tensor) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from normcore import layout
 from normcore.errors import InvalidParameter, NoInverse, ShapeMismatch
 from normcore.kernels import launch
-from normcore.kernels.base import Coefficients, Rule, ToUnit, output_dtype
+from normcore.kernels.base import Coefficients, Launch, Rule, ToUnit, output_dtype
 from normcore.moments import Moments, NanPolicy, check, moments_found, moments_of, variance
 
 
@@ -34,6 +34,44 @@ def standardize(
         ShapeMismatch: x has another number of channels, or a parameter of values.
         InvalidParameter: eps or clip is out of range.
     """
+    view, by = _standardizing(x, mean, var, eps, weight, bias, clip, channel_axis, mask)
+    return layout.delivered(launch.standardize(view.x, view.shape, *by, view.mask, layout.target(out, view.x)), out)
+
+
+def standardize_like(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    clip: float | None = None,
+    channel_axis: int,
+) -> Launch | None:
+    """`standardize`, made ready for tensors of x's shape and dtype that are dense: see normcore.kernels.base.Launch.
+
+    None where nothing is gained by that. What is checked is checked once.
+
+    Raises:
+        ShapeMismatch, InvalidParameter: as `standardize`.
+    """
+    view, by = _standardizing(x, mean, var, eps, weight, bias, clip, channel_axis, None)
+    return launch.standardize_like(view.x, view.shape, *by)
+
+
+def _standardizing(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    clip: float | None,
+    channel_axis: int,
+    mask: Tensor | None,
+) -> tuple[layout.ChannelView, tuple[Tensor, Tensor, float, Tensor | None, Tensor | None, float]]:
+    """x as kernels see it, and the rest of what they take."""
     if clip is not None and not clip > 0:
         raise InvalidParameter("clip", f"is {clip!r}; expected a number above 0, or None")
     layout.check_eps(eps)
@@ -41,19 +79,7 @@ def standardize(
     mean, var = layout.per_channel(mean, channels, x, "mean"), layout.per_channel(var, channels, x, "var")
     weight, bias = layout.affine(weight, bias, channels, x)
     view = layout.by_channel(x, channel_axis, channels, mask)
-    y = launch.standardize(
-        view.x,
-        view.shape,
-        mean,
-        var,
-        eps,
-        weight,
-        bias,
-        inf if clip is None else clip,
-        view.mask,
-        layout.target(out, view.x),
-    )
-    return layout.delivered(y, out)
+    return view, (mean, var, eps, weight, bias, inf if clip is None else clip)
 
 
 def unstandardize(

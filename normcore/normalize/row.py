@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normcore import layout
 from normcore.kernels import launch
-from normcore.kernels.base import output_dtype
+from normcore.kernels.base import Launch, output_dtype
 
 
 def layer_norm(
@@ -39,6 +39,26 @@ def layer_norm(
     return y if out is None else layout.delivered(y, out)
 
 
+def layer_norm_like(
+    x: Tensor,
+    normalized_shape: int | Sequence[int],
+    *,
+    eps: float = 1e-5,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Launch | None:
+    """`layer_norm`, made ready for tensors of x's shape and dtype that are dense: see normcore.kernels.base.Launch.
+
+    None where nothing is gained by that. What is checked is checked once.
+
+    Raises:
+        ShapeMismatch, InvalidParameter: as `layer_norm`.
+    """
+    layout.check_eps(eps)
+    view = layout.by_row(x, normalized_shape)
+    return launch.row_norm_like(view.x, view.shape, eps, True, *layout.affine(weight, bias, view.shape[1], x))
+
+
 def rms_norm(
     x: Tensor,
     normalized_shape: int | Sequence[int],
@@ -64,3 +84,17 @@ def rms_norm(
     into = None if out is None else layout.target(out, view.x)
     y = launch.row_norm(view.x, view.shape, eps, False, weight, None, (1, length), view.mask, into)
     return y if out is None else layout.delivered(y, out)
+
+
+def rms_norm_like(
+    x: Tensor, normalized_shape: int | Sequence[int], *, eps: float | None = None, weight: Tensor | None = None
+) -> Launch | None:
+    """`rms_norm`, made ready as `layer_norm_like`.
+
+    Raises:
+        ShapeMismatch, InvalidParameter: as `rms_norm`.
+    """
+    eps = torch.finfo(output_dtype(x)).eps if eps is None else eps
+    layout.check_eps(eps)
+    view = layout.by_row(x, normalized_shape)
+    return launch.row_norm_like(view.x, view.shape, eps, False, *layout.affine(weight, None, view.shape[1], x))

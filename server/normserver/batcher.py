@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normcore.errors import NormcoreError
-from normcore.kernels.base import output_dtype
+from normcore.kernels.base import Launch, output_dtype, output_type
 from normcore.stack import MomentsStack
 from normserver import codec, engine, futures, replies
 from normserver.codec import Encoded, Reply
@@ -54,21 +54,53 @@ class Job:
 
 
 class Alike:
-    """So many batches of one form by one plan, for replies of one version."""
+    """So many batches of one form by one plan, for the same reply."""
 
-    __slots__ = ("form", "number", "plan", "reply", "shape", "sort", "together")
+    __slots__ = ("_comes_again", "_header", "_launch", "_size", "form", "number", "plan", "shape", "sort", "together")
 
-    def __init__(self, form: Form, resolved: Resolved, number: int) -> None:
-        plan = resolved.plan
+    def __init__(self, form: Form, plan: Plan, reply: Reply, number: int = 1) -> None:
         self.form = form
         self.plan = plan
         self.number = number
-        self.reply = replies.normalized(plan.mode, resolved.version)
+        output = output_type(form.dtype)
+        self._size = prod(form.shape) * output.itemsize
+        self._header = codec.before(reply, output, form.shape, self._size)
+        self._launch: Launch | None = None
+        self._comes_again = False
         shape, padded = form.shape, form.lengths is not None or form.mask is not None
         rows = None if number == 1 or padded else engine.row_shape(plan, shape)
         self.together = rows is not None
         self.shape = shape if rows is None else (number * prod(shape) // prod(rows), *rows)
         self.sort = _sort_of(plan, form.dtype, number * (shape[0] if shape else 1), shape[1:], padded, number)
+
+    def normalize(self, data: Sequence[Data]) -> list[Encoded | Exception]:
+        """Normalize their data in one launch; what became of each.
+
+        Raises:
+            NormcoreError: they do not fit the spec.
+        """
+        if len(data) == 1:
+            sent = codec.unwritten(self._size, self._header)
+            self._run(data[0], sent, len(self._header))
+            return [Encoded(sent, self._size)]
+        values = codec.unwritten(self._size * len(data))
+        self._run(b"".join(data), values, 0)
+        starts = range(0, len(values), self._size)
+        view = memoryview(values)
+        return [Encoded(self._header + view[start : start + self._size], self._size) for start in starts]
+
+    def _run(self, data: Data, into: bytes, offset: int) -> None:
+        """Normalize data into what has not been written yet. A kernel is made ready for what comes a second time."""
+        if self._launch is not None:
+            self._launch(codec.address_of(data), codec.address_of(into) + offset)
+            return
+        form = self.form
+        x = torch.frombuffer(data, dtype=form.dtype).reshape(self.shape)
+        out = torch.frombuffer(into, dtype=output_dtype(x), offset=offset).reshape(self.shape)
+        engine.normalize(self.plan, Batch(x, form.lengths, form.mask), CPU, out)
+        if self._comes_again and form.lengths is form.mask is None:
+            self._launch = engine.like(self.plan, x)
+        self._comes_again = True
 
 
 class Batcher:
@@ -106,7 +138,9 @@ class Batcher:
         if known is None or known[0] is not resolved:
             if len(self._alikes) >= _MOST_ALIKE:
                 self._alikes.clear()
-            known = self._alikes[form, number] = resolved, Alike(form, resolved, number)
+            plan = resolved.plan
+            reply = replies.normalized(plan.mode, resolved.version)
+            known = self._alikes[form, number] = resolved, Alike(form, plan, reply, number)
         return known[1]
 
     def are_brief(self, several: Sequence[Alike]) -> bool:
@@ -124,7 +158,7 @@ class Batcher:
         """Normalize the data of batches that are alike, here and now; what became of each."""
         begun = perf_counter()
         try:
-            return self._compute.at_once(lambda: self._alike(alike, data))
+            return self._compute.at_once(lambda: alike.normalize(data))
         except NormcoreError as error:
             return [from_engine(error)] * len(data)
         finally:
@@ -212,20 +246,6 @@ class Batcher:
             results = [error] if len(jobs) == 1 else [self._work([job])[0] for job in jobs]
         self._note(_sort(jobs), perf_counter() - begun)
         return results
-
-    def _alike(self, alike: Alike, data: Sequence[Data]) -> list[Encoded | Exception]:
-        form, plan = alike.form, alike.plan
-        joined = data[0] if len(data) == 1 else b"".join(data)
-        x = torch.frombuffer(joined, dtype=form.dtype).reshape(alike.shape)
-        if len(data) == 1:
-            sent, out = codec.room(alike.reply, output_dtype(x), form.shape)
-            engine.normalize(plan, Batch(x, form.lengths, form.mask), CPU, out)
-            return [Encoded(sent, out.nbytes)]
-        values, out = codec.room_for(output_dtype(x), alike.shape)
-        engine.normalize(plan, Batch(x), CPU, out)
-        size, view = len(values) // len(data), memoryview(values)
-        before = codec.before(alike.reply, out.dtype, form.shape, size)
-        return [Encoded(before + view[start : start + size], size) for start in range(0, len(values), size)]
 
     def _note(self, sort: Hashable, seconds: float) -> None:
         if len(self._seconds) >= _REMEMBERED:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 from torch import Tensor
@@ -306,9 +307,27 @@ def room_for(dtype: torch.dtype, shape: tuple[int, ...], header: bytes = b"") ->
     size = prod(shape) * dtype.itemsize
     if not size:
         return header, torch.empty(shape, dtype=dtype)
+    whole = unwritten(size, header)
+    return whole, torch.frombuffer(whole, dtype=dtype, offset=len(header)).reshape(shape)
+
+
+def unwritten(size: int, header: bytes = b"") -> bytes:
+    """Bytes that begin with a header, and `size` more that are still to be written."""
     whole: bytes = _new_bytes(None, len(header) + size)
     _copy(whole, header, len(header))
-    return whole, torch.frombuffer(whole, dtype=dtype, offset=len(header)).reshape(shape)
+    return whole
+
+
+def address_of(data: Data) -> int:
+    """Where the first byte is: good while they are held."""
+    if type(data) is bytes:
+        return id(data) + _BYTES_BEGIN
+    address: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+    return address
+
+
+# How far behind its object's own beginning the first of bytes is; the last is followed by one more.
+_BYTES_BEGIN = bytes.__basicsize__ - 1
 
 
 def encode_tensor(reply: Reply, values: Tensor) -> bytes:

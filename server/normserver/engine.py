@@ -116,6 +116,22 @@ def _normalize(plan: Plan, x: Tensor, mask: Tensor | None, out: Tensor | None) -
     return Normalized(_by_sample(plan.spec, x, mask, out))
 
 
+def like(plan: Plan, x: Tensor) -> normcore.Launch | None:
+    """`normalize` on the CPU, made ready for batches of x's shape and dtype without padding; None where none is made.
+
+    x is dense and not empty, and was normalized by that plan before.
+    """
+    match plan.spec:
+        case specs.LayerNorm(normalized_shape=sizes, eps=eps, weight=weight, bias=bias):
+            return normcore.layer_norm_like(x, sizes, eps=eps, weight=_parameter(weight), bias=_parameter(bias))
+        case specs.RMSNorm(normalized_shape=sizes, eps=eps, weight=weight):
+            return normcore.rms_norm_like(x, sizes, eps=eps, weight=_parameter(weight))
+        case specs.BatchNorm() | specs.Standardize() if plan.mode is Mode.EVAL and not plan.inverse:
+            assert plan.estimate is not None, "EVAL has running statistics, or was refused"
+            return normcore.standardize_like(x, plan.estimate.mean, plan.estimate.var, **_affine(plan.spec))
+    return None
+
+
 def spans_rows(plan: Plan) -> bool:
     """Whether a row's output depends on the other rows: slices of axis 0."""
     match plan.spec:
@@ -281,13 +297,18 @@ def _standardize(
     out: Tensor | None,
     inverse: bool = False,
 ) -> Tensor:
-    weight, bias = (_parameter(getattr(spec, name, None)) for name in ("weight", "bias"))
-    common: dict[str, Any] = {"eps": spec.eps, "weight": weight, "bias": bias, "mask": mask, "out": out}
-    common["channel_axis"] = spec.channel_axis
+    common = _affine(spec) | {"mask": mask, "out": out}
     if inverse:
+        del common["clip"]
         return normcore.unstandardize(x, mean, var, **common)
+    return normcore.standardize(x, mean, var, **common)
+
+
+def _affine(spec: specs.BatchNorm | specs.Standardize) -> dict[str, Any]:
+    """What of a spec standardizing goes by, beside statistics."""
+    weight, bias = (_parameter(getattr(spec, name, None)) for name in ("weight", "bias"))
     clip = spec.clip if isinstance(spec, specs.Standardize) else None
-    return normcore.standardize(x, mean, var, clip=clip, **common)
+    return {"eps": spec.eps, "weight": weight, "bias": bias, "clip": clip, "channel_axis": spec.channel_axis}
 
 
 def _batch_norm(plan: Plan, spec: specs.BatchNorm, x: Tensor, mask: Tensor | None, out: Tensor | None) -> Normalized:

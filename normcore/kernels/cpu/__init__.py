@@ -4,9 +4,9 @@ Each function is the reference's of the same name, but that tensors lie densely 
 given beside them, whatever their own. Results depend on shapes and values alone, not on how many threads took part.
 """
 
-from normcore.kernels.cpu.channels import channel_apply, channel_moments, channel_norm, standardize
+from normcore.kernels.cpu.channels import channel_apply, channel_moments, channel_norm, standardize, standardize_like
 from normcore.kernels.cpu.merging import compose, total, unbiased, within
-from normcore.kernels.cpu.rows import power_norm, row_norm, row_norm_ragged
+from normcore.kernels.cpu.rows import power_norm, row_norm, row_norm_like, row_norm_ragged
 
 __all__ = [
     "channel_apply",
@@ -15,8 +15,10 @@ __all__ = [
     "compose",
     "power_norm",
     "row_norm",
+    "row_norm_like",
     "row_norm_ragged",
     "standardize",
+    "standardize_like",
     "total",
     "unbiased",
     "within",

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from normcore.kernels.base import ChannelMoments, Coefficients, Rule, ToRange, coefficients
+from normcore.kernels.base import ChannelMoments, Coefficients, Launch, Rule, ToRange, coefficients, output_type
 from normcore.kernels.cpu.compiled import apply, moments, norm, sums
 from normcore.kernels.cpu.merging import composed
 from normcore.kernels.cpu.plan import (
@@ -28,6 +28,8 @@ from normcore.kernels.cpu.plan import (
 from normcore.kernels.cpu.threads import share
 
 _UNMASKED = (0, 0, 0)
+# Channels whose coefficients are kept for what comes next: 40 bytes each.
+_MOST_KEPT = 4096
 
 
 def channel_moments(
@@ -73,11 +75,21 @@ def channel_apply(
     before, channels, after = shape
     if before * channels * after == 0:
         return y
+    _apply(x.data_ptr(), y.data_ptr(), x.dtype, shape, by, mask)
+    return y
+
+
+def _apply(
+    source: int, target: int, dtype: torch.dtype, shape: Shape3, by: Coefficients, mask: Tensor | None = None
+) -> None:
+    """x at an address into y at another; with a mask the output is staged where it is the input."""
+    before, channels, after = shape
     cut = blocks(before, channels, after)
-    source, target, values = x.data_ptr(), y.data_ptr(), by.values.data_ptr()
-    plan = numbers(*shape, *cut[:3], *_output_plan(x, y, mask))
-    run = apply.block_apply.of(x.dtype)
-    real = 0 if mask is None else mask.data_ptr()
+    streaming = streams(target, output_type(dtype).itemsize, before * channels * after)
+    steps, real = (_UNMASKED, 0) if mask is None else (strides(mask), mask.data_ptr())
+    staged = streaming or (mask is not None and source == target)
+    plan = numbers(*shape, *cut[:3], *steps, mask is not None, staged, streaming)
+    run, values = apply.block_apply.of(dtype), by.values.data_ptr()
 
     def part(turns: int) -> None:
         run(
@@ -85,8 +97,7 @@ def channel_apply(
             workspace.scratch,
         )  # fmt: skip
 
-    share(cut.total, grain(cut.rows * cut.span * cut.tile * x.itemsize), part)
-    return y
+    share(cut.total, grain(cut.rows * cut.span * cut.tile * dtype.itemsize), part)
 
 
 def channel_norm(
@@ -105,7 +116,7 @@ def channel_norm(
         return y, _nothing(channels)
     steps = None if mask is None else strides(mask)
     in_place = mask is not None and x.data_ptr() == y.data_ptr()
-    tile, room, plan = _fused(shape, x.itemsize, streams(y, y.numel()), steps, in_place, omit)
+    tile, room, plan = _fused(shape, x.itemsize, streams(y.data_ptr(), y.itemsize, y.numel()), steps, in_place, omit)
     if not tile:
         own = channel_moments(x, shape, mask, omit=omit)
         return channel_apply(x, shape, coefficients(rule, own.values), mask, y), own
@@ -149,20 +160,68 @@ def standardize(
     out: Tensor | None = None,
 ) -> Tensor:
     """Each channel of x (A, C, B) by a mean and a population variance, float64 (C,)."""
+    if mask is None and _is_small(shape):
+        y = output(x) if out is None else out
+        _standardize(x.data_ptr(), y.data_ptr(), x.dtype, shape, mean, var, eps, weight, bias, clip)
+        return y
+    return channel_apply(x, shape, _by(mean, var, eps, weight, bias, clip), mask, out)
+
+
+def standardize_like(
+    x: Tensor,
+    shape: Shape3,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    clip: float,
+) -> Launch | None:
+    """`standardize` of tensors like x; None where there are many channels, whose coefficients would be kept."""
+    dtype = x.dtype
+    if _is_small(shape):
+        return lambda source, target: _standardize(source, target, dtype, shape, mean, var, eps, weight, bias, clip)
+    if shape[1] > _MOST_KEPT:
+        return None
+    by = _by(mean, var, eps, weight, bias, clip)
+    return lambda source, target: _apply(source, target, dtype, shape, by)
+
+
+def _is_small(shape: Shape3) -> bool:
+    """Whether coefficients are made in the pass that applies them."""
+    before, channels, after = shape
+    return channels * after <= sums.TILE and before * channels * after <= SMALL
+
+
+def _standardize(
+    source: int,
+    target: int,
+    dtype: torch.dtype,
+    shape: Shape3,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    clip: float,
+) -> None:
+    """A small x at an address into y at another."""
     before, channels, after = shape
     scale, shift, kind = parameters(weight, bias)
-    if mask is None and channels * after <= sums.TILE and x.numel() <= SMALL:
-        y = output(x) if out is None else out
-        norm.standardize.of(x.dtype, kind)(
-            x.data_ptr(), y.data_ptr(), before, channels, after, mean.data_ptr(), var.data_ptr(), eps, scale, shift,
-            clip, workspace.table,
-        )  # fmt: skip
-        return y
-    values = torch.empty(5, channels, dtype=torch.float64)
+    norm.standardize.of(dtype, kind)(
+        source, target, before, channels, after, mean.data_ptr(), var.data_ptr(), eps, scale, shift, clip,
+        workspace.table,
+    )  # fmt: skip
+
+
+def _by(mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, clip: float) -> Coefficients:
+    """What standardizing is, of each channel."""
+    scale, shift, kind = parameters(weight, bias)
+    values = torch.empty(5, mean.numel(), dtype=torch.float64)
     norm.unit_coefficients.of(torch.float64, kind)(
-        mean.data_ptr(), var.data_ptr(), channels, eps, scale, shift, values.data_ptr()
+        mean.data_ptr(), var.data_ptr(), mean.numel(), eps, scale, shift, values.data_ptr()
     )
-    return channel_apply(x, shape, Coefficients(values, -clip, clip), mask, out)
+    return Coefficients(values, -clip, clip)
 
 
 @lru_cache(maxsize=4096)
@@ -181,14 +240,6 @@ def _fused(
 def _unit(eps: float, std_eps: float, clip: float) -> Numbers:
     """`ToUnit` as norm.channel_norm reads it."""
     return reals(eps, std_eps, torch.nan, torch.nan, -clip, clip)
-
-
-def _output_plan(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[int, ...]:
-    """The mask's steps, whether there is one, whether the output is staged, and whether it is streamed."""
-    streaming = streams(y, y.numel())
-    if mask is None:
-        return 0, 0, 0, 0, streaming, streaming
-    return *strides(mask), 1, streaming or y.data_ptr() == x.data_ptr(), streaming
 
 
 def _one(block: Tensor, *, plain: bool) -> ChannelMoments:

@@ -26,12 +26,12 @@ SMALL = 1 << 17
 _WORK, _SCRATCH = max(sums.WORK, merge.WORK, rows.WORK), apply.AT_ONCE
 
 
-def streams(y: Tensor, size: int) -> bool:
-    """Whether an output of so many values goes past the caches, a line at a time.
+def streams(target: int, itemsize: int, size: int) -> bool:
+    """Whether an output of so many values at an address goes past the caches, a line at a time.
 
     One that lies behind a reply's header may lie between its values' multiples, and so at no line's beginning.
     """
-    return size * y.itemsize >= STREAM and y.data_ptr() % y.itemsize == 0
+    return size * itemsize >= STREAM and target % itemsize == 0
 
 
 class Workspace(threading.local):

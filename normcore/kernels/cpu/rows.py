@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normcore.kernels.base import M2, MEAN, MEAN_LOW
+from normcore.kernels.base import M2, MEAN, MEAN_LOW, Launch, output_type
 from normcore.kernels.cpu.channels import channel_moments
 from normcore.kernels.cpu.compiled import rows
 from normcore.kernels.cpu.plan import SMALL, Shape2, grain, numbers, output, parameters, streams, strides, workspace
@@ -33,21 +33,11 @@ def row_norm(
     if count * length == 0:
         return y
     if mask is None and length <= rows.SHORT and (per == (1, length) or scale == shift == 0):
-        run = rows.short_rows.of(x.dtype, kind)
-        if count * length <= SMALL:
-            run(x.data_ptr(), y.data_ptr(), 0, count, length, eps, center, False, scale, shift, workspace.work)
-            return y
-        source, target = x.data_ptr(), y.data_ptr()
-        streaming, size = streams(y, count * length), rows.together(length)
-
-        def group(turns: int) -> None:
-            run(source, target, turns, count, length, eps, center, streaming, scale, shift, workspace.work)
-
-        share(-(-count // size), grain(size * length * x.itemsize), group)
+        _short_rows(x.data_ptr(), y.data_ptr(), x.dtype, shape, eps, center, weight, bias)
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
-    streaming = streams(y, count * length)
+    streaming = streams(target, y.itemsize, count * length)
     staged = streaming or (mask is not None and source == target)
     plan = numbers(length, *per, *steps, mask is not None, center, staged, streaming)
     # A row of a mask that is the same all along is real or padding; the statistics of padding are then not used.
@@ -74,6 +64,43 @@ def row_norm(
 
     share(count, grain(length * x.itemsize), some)
     return y
+
+
+def row_norm_like(
+    x: Tensor, shape: Shape2, eps: float, center: bool = True, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Launch | None:
+    """`row_norm` of rows like x's, weight and bias being (1, K); None where rows are long, or there are none."""
+    count, length = shape
+    if not 0 < length <= rows.SHORT or not count:
+        return None
+    dtype = x.dtype
+    return lambda source, target: _short_rows(source, target, dtype, shape, eps, center, weight, bias)
+
+
+def _short_rows(
+    source: int,
+    target: int,
+    dtype: torch.dtype,
+    shape: Shape2,
+    eps: float,
+    center: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    """Rows at an address into rows at another."""
+    count, length = shape
+    scale, shift, kind = parameters(weight, bias)
+    run = rows.short_rows.of(dtype, kind)
+    if count * length <= SMALL:
+        run(source, target, 0, count, length, eps, center, False, scale, shift, workspace.work)
+        return
+    streaming = streams(target, output_type(dtype).itemsize, count * length)
+    size = rows.together(length)
+
+    def group(turns: int) -> None:
+        run(source, target, turns, count, length, eps, center, streaming, scale, shift, workspace.work)
+
+    share(-(-count // size), grain(size * length * dtype.itemsize), group)
 
 
 def row_norm_ragged(
@@ -112,7 +139,7 @@ def power_norm(
         return y
     steps = (0, 0) if mask is None else strides(mask)
     source, target, real = x.data_ptr(), y.data_ptr(), 0 if mask is None else mask.data_ptr()
-    streaming = streams(y, count * length)
+    streaming = streams(target, y.itemsize, count * length)
     staged = streaming or (mask is not None and source == target)
     plan = numbers(length, *steps, mask is not None, staged, streaming)
     run = rows.power_norm.of(x.dtype)
