@@ -31,7 +31,7 @@ class Stub(NormalizationServiceStub):
         self.NormalizeMany: Any = channel.unary_unary(
             f"/{SERVICE}/NormalizeMany",
             request_serializer=carried.serialize_requests,
-            response_deserializer=pb.NormalizeManyResponse.FromString,
+            response_deserializer=sessions.deserialize_unary,
         )
         self.NormalizeManyStream: Any = channel.stream_stream(
             f"/{SERVICE}/NormalizeManyStream",

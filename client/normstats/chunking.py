@@ -74,9 +74,14 @@ def of_rank(spec: specs.Spec, rank: int) -> specs.Spec:
     return spec
 
 
+def goes_by_stream(request: Carried[pb.NormalizeRequest]) -> bool:
+    """Whether a request is small enough for a stream that others go by too: a chunk, or less."""
+    return len(request.data) <= CHUNK_BYTES and not request.message.style_data
+
+
 def goes_with_others(request: Carried[pb.NormalizeRequest]) -> bool:
-    """Whether a request is small enough to share a message."""
-    return len(request.data) <= SMALL_BYTES and not request.message.style_data
+    """Whether such a request is small enough to share a message."""
+    return len(request.data) <= SMALL_BYTES
 
 
 def cuts(payload: Payload) -> Iterator[tuple[int, int]]:

@@ -1,11 +1,11 @@
-"""Small normalizations on a stream that stays open: what its two ends say, without I/O."""
+"""Normalizations on a stream that stays open: what its two ends say, without I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from normstats.chunking import TENSORS_AT_ONCE
+from normstats.chunking import SMALL_BYTES, TENSORS_AT_ONCE
 from normstats.errors import NormstatsError, from_status
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import carried
@@ -37,10 +37,10 @@ A = TypeVar("A", bound=Asked)
 
 
 def first_message(asked: Sequence[A]) -> Sequence[A]:
-    """Those that go in the first message: a large one, which lies in shared memory, by itself."""
+    """Those that go in the first message: a large one, also if it lies in shared memory, by itself."""
     count = 0
     for one in asked[:TENSORS_AT_ONCE]:
-        if one.request.message.HasField("input_place"):
+        if one.request.message.HasField("input_place") or len(one.request.data) > SMALL_BYTES:
             break
         count += 1
     return asked[: max(1, count)]
@@ -51,9 +51,7 @@ def serialize(message: Message) -> bytes:
     return carried.serialize_requests(message.requests, message.number)
 
 
-def results(
-    reply: pb.NormalizeManyResponse | pb.NormalizeManyStreamResponse,
-) -> list[Reply | NormstatsError]:
+def _results(reply: pb.NormalizeManyResponse | pb.NormalizeManyStreamResponse) -> list[Reply | NormstatsError]:
     """What became of each request of a message."""
     return [
         Carried(one.response, one.response.data) if one.HasField("response") else from_status(one.status)
@@ -61,6 +59,6 @@ def results(
     ]
 
 
-def deserialize(received: bytes) -> Any:
-    """An answer."""
-    return pb.NormalizeManyStreamResponse.FromString(received)
+# What reads an answer of each method.
+deserialize = carried.deserializer_of_many(pb.NormalizeManyStreamResponse, pb.NormalizeResponse, _results, depth=2)
+deserialize_unary = carried.deserializer_of_many(pb.NormalizeManyResponse, pb.NormalizeResponse, _results, depth=2)

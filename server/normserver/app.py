@@ -28,6 +28,7 @@ from normserver.api import HANDLERS, Api, EventLoop
 from normserver.backups import Backups
 from normserver.batcher import Batcher
 from normserver.certificates import Certificates
+from normserver.chunks import Chunks
 from normserver.committer import Committer
 from normserver.compute import Compute
 from normserver.config import Settings, is_local, split_address
@@ -267,6 +268,7 @@ class App:
             self._groups,
             memory,
             sessions,
+            Chunks(planner, batcher, self.metrics),
             self._placement,
             backups,
             self._activity,

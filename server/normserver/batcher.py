@@ -25,11 +25,14 @@ from normserver.placement import Placement
 from normserver.staging import Staging
 from normserver.turns import MOST_TASKS
 from normstats import specs
+from normstats.wire import carried
 from normstats.wire.carried import Data
 
-# What took less when it was last done is done on the event loop, for each batch: handing one to a thread and hearing of
+# What takes less, as far as is known, is done on the event loop, for each batch: handing one to a thread and hearing of
 # its end takes 170 us, of which a chunk's normalization takes 100.
 _BRIEF_SECONDS, _BRIEF_BYTES = 200e-6, 1 << 20
+# What part of a delay is believed.
+_LATE = 0.125
 # Nothing longer is.
 _LONGEST_SECONDS = 1e-3
 # Larger batches gain nothing from company: arithmetic is most of what they cost, and they would be copied once more.
@@ -56,7 +59,7 @@ class Job:
 class Alike:
     """So many batches of one form by one plan, for the same reply."""
 
-    __slots__ = ("_comes_again", "_header", "_launch", "_size", "form", "number", "plan", "shape", "sort", "together")
+    __slots__ = ("_comes_again", "_headers", "_launch", "_size", "form", "number", "plan", "shape", "sort", "together")
 
     def __init__(self, form: Form, plan: Plan, reply: Reply, number: int = 1) -> None:
         self.form = form
@@ -64,7 +67,9 @@ class Alike:
         self.number = number
         output = output_type(form.dtype)
         self._size = prod(form.shape) * output.itemsize
-        self._header = codec.before(reply, output, form.shape, self._size)
+        header = codec.before(reply, output, form.shape, self._size)
+        # Of a reply alone, and of one that is all that a numbered message says.
+        self._headers = header, replies.only_one(header, self._size)
         self._launch: Launch | None = None
         self._comes_again = False
         shape, padded = form.shape, form.lengths is not None or form.mask is not None
@@ -73,21 +78,22 @@ class Alike:
         self.shape = shape if rows is None else (number * prod(shape) // prod(rows), *rows)
         self.sort = _sort_of(plan, form.dtype, number * (shape[0] if shape else 1), shape[1:], padded, number)
 
-    def normalize(self, data: Sequence[Data]) -> list[Encoded | Exception]:
-        """Normalize their data in one launch; what became of each.
+    def normalize(self, data: Sequence[Data], number: int | None = None) -> list[Encoded | Exception]:
+        """Normalize their data in one launch; what became of each: a reply, or a message of that number with only it.
 
         Raises:
             NormcoreError: they do not fit the spec.
         """
         if len(data) == 1:
-            sent = codec.unwritten(self._size, self._header)
-            self._run(data[0], sent, len(self._header))
+            header = self._headers[number is not None]
+            sent = codec.unwritten(self._size, header, b"" if number is None else carried.numbered(number))
+            self._run(data[0], sent, len(header))
             return [Encoded(sent, self._size)]
         values = codec.unwritten(self._size * len(data))
         self._run(b"".join(data), values, 0)
         starts = range(0, len(values), self._size)
         view = memoryview(values)
-        return [Encoded(self._header + view[start : start + self._size], self._size) for start in starts]
+        return [Encoded(self._headers[0] + view[start : start + self._size], self._size) for start in starts]
 
     def _run(self, data: Data, into: bytes, offset: int) -> None:
         """Normalize data into what has not been written yet. A kernel is made ready for what comes a second time."""
@@ -96,7 +102,7 @@ class Alike:
             return
         form = self.form
         x = torch.frombuffer(data, dtype=form.dtype).reshape(self.shape)
-        out = torch.frombuffer(into, dtype=output_dtype(x), offset=offset).reshape(self.shape)
+        out = torch.frombuffer(into, dtype=output_dtype(x), count=x.numel(), offset=offset).reshape(self.shape)
         engine.normalize(self.plan, Batch(x, form.lengths, form.mask), CPU, out)
         if self._comes_again and form.lengths is form.mask is None:
             self._launch = engine.like(self.plan, x)
@@ -139,7 +145,8 @@ class Batcher:
             if len(self._alikes) >= _MOST_ALIKE:
                 self._alikes.clear()
             plan = resolved.plan
-            reply = replies.normalized(plan.mode, resolved.version)
+            told = replies.normalized if form.wanted else replies.normalized_chunk
+            reply = told(plan.mode, resolved.version)
             known = self._alikes[form, number] = resolved, Alike(form, plan, reply, number)
         return known[1]
 
@@ -154,13 +161,13 @@ class Batcher:
         # Compute threads note times too, and may have begun anew since: what is gone costs nothing here.
         return sum(self._seconds.get(alike.sort, 0.0) for alike in several) < _LONGEST_SECONDS
 
-    def alike(self, alike: Alike, data: Sequence[Data]) -> list[Encoded | Exception]:
-        """Normalize the data of batches that are alike, here and now; what became of each."""
+    def alike(self, alike: Alike, data: Sequence[Data], number: int | None = None) -> list[Encoded | Exception]:
+        """Normalize the data of batches that are alike, here and now; what became of each: see Alike.normalize."""
         begun = perf_counter()
         try:
-            return self._compute.at_once(lambda: alike.normalize(data))
+            return self._compute.at_once(lambda: alike.normalize(data, number))
         except NormcoreError as error:
-            return [from_engine(error)] * len(data)
+            return [from_engine(error, alike.form.prefix)] * len(data)
         finally:
             self._note(alike.sort, perf_counter() - begun)
 
@@ -248,9 +255,11 @@ class Batcher:
         return results
 
     def _note(self, sort: Hashable, seconds: float) -> None:
+        """How long a launch took. What took longer than is known may have been interrupted, and counts for a part."""
         if len(self._seconds) >= _REMEMBERED:
             self._seconds.clear()
-        self._seconds[sort] = seconds
+        known = self._seconds.get(sort, inf)
+        self._seconds[sort] = seconds if seconds < known else known + _LATE * (seconds - known)
 
     def _alone(self, job: Job) -> Encoded:
         """Into the very bytes that are sent, or, if `out` is given, there."""

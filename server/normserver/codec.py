@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")
 NO_TIME = 0.0
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-_copy = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)(
+_copy = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)(
     ("memcpy", ctypes.CDLL(None))
 )
 _new_bytes.argtypes, _new_bytes.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
@@ -311,10 +311,12 @@ def room_for(dtype: torch.dtype, shape: tuple[int, ...], header: bytes = b"") ->
     return whole, torch.frombuffer(whole, dtype=dtype, offset=len(header)).reshape(shape)
 
 
-def unwritten(size: int, header: bytes = b"") -> bytes:
-    """Bytes that begin with a header, and `size` more that are still to be written."""
-    whole: bytes = _new_bytes(None, len(header) + size)
-    _copy(whole, header, len(header))
+def unwritten(size: int, header: bytes = b"", footer: bytes = b"") -> bytes:
+    """Bytes that begin with a header and end with a footer, and `size` between them that are still to be written."""
+    whole: bytes = _new_bytes(None, len(header) + size + len(footer))
+    _copy(address_of(whole), header, len(header))
+    if footer:
+        _copy(address_of(whole) + len(header) + size, footer, len(footer))
     return whole
 
 

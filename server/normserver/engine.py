@@ -129,6 +129,8 @@ def like(plan: Plan, x: Tensor) -> normcore.Launch | None:
         case specs.BatchNorm() | specs.Standardize() if plan.mode is Mode.EVAL and not plan.inverse:
             assert plan.estimate is not None, "EVAL has running statistics, or was refused"
             return normcore.standardize_like(x, plan.estimate.mean, plan.estimate.var, **_affine(plan.spec))
+        case specs.BatchNorm() | specs.Standardize() if plan.moments is not None:
+            return normcore.standardize_like(x, plan.moments.mean, variance(plan.moments), **_affine(plan.spec))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -10,30 +11,42 @@ from torch import Tensor
 from normserver import codec, validate
 from normserver.errors import ServiceError
 from normserver.validate import Wanted
+from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
+from normstats.wire import tensor
 from normstats.wire.carried import Carried
 
+# The path of a chunk's fields.
+CHUNK = "chunk."
 # Forms that are remembered, and how long what they are known by may be.
 _MOST_FORMS, _LONGEST_BYTES = 1024, 1 << 14
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Form:
-    """A request that was checked: what is wanted, of a tensor of which dtype and shape, padded how."""
+    """A request that was checked: what is wanted, of a tensor of which dtype and shape, padded how.
 
-    wanted: Wanted
+    Of a chunk the opening frame says what is wanted.
+    """
+
+    wanted: Wanted | None
     dtype: torch.dtype
     shape: tuple[int, ...]
     size_bytes: int
-    lengths: Tensor | None
-    mask: Tensor | None
+    lengths: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The path of its fields."""
+        return "" if self.wanted else CHUNK
 
 
 class Forms:
     """The forms of late."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Form] = {}
+        self._known: dict[Hashable, Form] = {}
 
     def of(self, request: Carried[pb.NormalizeRequest]) -> Form | None:
         """The form of a request; None if it is wrong, or more than values to be normalized and sent back."""
@@ -42,10 +55,25 @@ class Forms:
         key = message.SerializeToString()
         form = self._known.get(key)
         if form is None and len(key) <= _LONGEST_BYTES and (form := _form(message)) is not None:
-            if len(self._known) >= _MOST_FORMS:
-                self._known.clear()
-            self._known[key] = form
+            self._remember(key, form)
         return form
+
+    def of_chunk(self, target: str | specs.Spec, chunk: pb.NormalizeStreamRequest.Chunk) -> Form | None:
+        """The form of a chunk that was checked, one for each target; None if it is padded, or empty."""
+        if chunk.HasField("padding"):
+            return None
+        # A spec is the same object when it comes again; another in its place would only share the form.
+        key = target if isinstance(target, str) else id(target), chunk.SerializeToString()
+        form = self._known.get(key)
+        if form is None and (size_bytes := (description := tensor.check(chunk.input)).size_bytes):
+            form = Form(None, codec.dtype_of(description.element), description.shape, size_bytes)
+            self._remember(key, form)
+        return form
+
+    def _remember(self, key: Hashable, form: Form) -> None:
+        if len(self._known) >= _MOST_FORMS:
+            self._known.clear()
+        self._known[key] = form
 
 
 def _form(message: pb.NormalizeRequest) -> Form | None:

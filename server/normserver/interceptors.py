@@ -20,6 +20,7 @@ from normserver.observing import Observed, Observer
 from normserver.stream_memory import SMALL_BYTES, StreamMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import carried
+from normstats.wire.carried import Carried
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "ServicerContext[Any, Any]"
@@ -66,7 +67,8 @@ class Edge(ServerInterceptor):
         this.add_done_callback(lambda _: self._door.leave(call))
         call.entered_at = this.get_loop().time()
         if streams:
-            call.share = self._stream_memory.share(this, _EXPECTED_BYTES.get(call.method, ()))
+            expected_bytes = _EXPECTED_BYTES.get(call.method, ())
+            call.share = self._stream_memory.share(this, expected_bytes, rests=call.method in _RESTING)
         calls.begin(call)
         if path not in self._wrapped:
             self._wrapped[path] = self._wrap(path, handler)
@@ -162,16 +164,25 @@ class Edge(ServerInterceptor):
 # Messages of these count as memory until their handler gives it back: so many times their size. A chunk is there as
 # it came and as it is computed, then as it is computed and as gRPC sends it; several tensors as protobuf has them, too.
 _COPIES = {"NormalizeStream": 2, "NormalizeManyStream": 3, "UpdateRunningStatsStream": 1}
+# Which stay open between one array and the next.
+_RESTING = frozenset({"NormalizeManyStream"})
 # Whose answers are counted with them.
 _ANSWERED = frozenset({"NormalizeStream", "NormalizeManyStream"})
 # What the first messages may hold, an opening frame and a chunk, or one; of other streams it is not known.
 _EXPECTED_BYTES = {"NormalizeStream": (2 << 20, 2 << 20), "NormalizeManyStream": (3 << 20,)}
 
+
+def _requests(message: pb.NormalizeManyRequest | pb.NormalizeManyStreamRequest) -> list[Carried[pb.NormalizeRequest]]:
+    return [Carried(request, request.data) for request in message.requests]
+
+
 # Requests whose tensors are looked at where they were received.
 _CARRIED = {
     "Normalize": carried.deserializer(pb.NormalizeRequest),
-    "NormalizeMany": carried.deserializer_of_many(pb.NormalizeManyRequest),
-    "NormalizeManyStream": carried.deserializer_of_many(pb.NormalizeManyStreamRequest),
+    "NormalizeMany": carried.deserializer_of_many(pb.NormalizeManyRequest, pb.NormalizeRequest, _requests, depth=1),
+    "NormalizeManyStream": carried.deserializer_of_many(
+        pb.NormalizeManyStreamRequest, pb.NormalizeRequest, _requests, depth=1
+    ),
     "NormalizeStream": carried.deserializer(pb.NormalizeStreamRequest),
 }
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from normserver import futures, replies, validate
-from normserver.batcher import Batcher, Job
+from normserver.batcher import Alike, Batcher, Job
 from normserver.codec import Encoded
 from normserver.contributing import Contributing
 from normserver.engine import Batch, Mode, Resolved
@@ -18,14 +17,11 @@ from normserver.forms import Form, Forms
 from normserver.metrics import Metrics
 from normserver.planner import Planner
 from normserver.shared_memory import SharedMemory
-from normserver.stream_memory import Share
 from normstats.v1 import normalization_service_pb2 as pb
-from normstats.wire.carried import Carried
+from normstats.wire.carried import Carried, ManyCarried
 
-# Chunks of one stream that are received, or were and are not answered yet.
-_CHUNKS_UNDER_WAY = 4
-# The path of a chunk's fields.
-_CHUNK = "chunk."
+# The method whose messages are numbered.
+MANY_STREAM = "NormalizeManyStream"
 
 
 class _Parts(NamedTuple):
@@ -43,13 +39,6 @@ class _Asked(NamedTuple):
 
     job: Job
     contributes: tuple[str, bytes, int] | None
-
-
-class _Chunk(NamedTuple):
-    """A chunk under way, and what it holds of the stream's share."""
-
-    begun: asyncio.Future[Encoded]
-    held_bytes: int
 
 
 class Normalizing:
@@ -92,6 +81,34 @@ class Normalizing:
         _check_number(requests)
         if len(requests) == 1 and requests[0].message.HasField("output_place"):
             return self._placed_at_once(requests[0], caller)
+        launches = self._launches(requests)
+        if launches is None:
+            return None
+        ended: list[bytes | Exception] = [b""] * len(requests)
+        for one, group in launches:
+            self._metrics.received_bytes.inc(one.form.size_bytes * len(group))
+            for index, result in zip(group, self._batcher.alike(one, [requests[i].data for i in group]), strict=True):
+                ended[index] = self._told(result)
+        return ended
+
+    def answer_at_once(self, message: ManyCarried, caller: str) -> bytes | None:
+        """The answer to a numbered message of several, made here and now; None as above.
+
+        Raises:
+            InvalidArgument: they are too many.
+        """
+        if len(message.items) == 1 and (launches := self._launches(message.items)) is not None:
+            ((one, _),) = launches
+            self._metrics.received_bytes.inc(one.form.size_bytes)
+            (result,) = self._batcher.alike(one, [message.items[0].data], message.number)
+            if not isinstance(result, Exception):
+                return self._sent(result)
+            return replies.normalized_many([result], MANY_STREAM, message.number)
+        results = self.at_once(message.items, caller)
+        return None if results is None else replies.normalized_many(results, MANY_STREAM, message.number)
+
+    def _launches(self, requests: Sequence[Carried[pb.NormalizeRequest]]) -> list[tuple[Alike, list[int]]] | None:
+        """Which requests go together; None if some are more than values to be normalized briefly by what is at hand."""
         alike: dict[Form, list[int]] = {}
         for index, request in enumerate(requests):
             form = self._forms.of(request)
@@ -100,7 +117,7 @@ class Normalizing:
             alike.setdefault(form, []).append(index)
         launches = []
         for form, group in alike.items():
-            resolved = self._planner.at_hand(form.wanted)
+            resolved = None if form.wanted is None else self._planner.at_hand(form.wanted)
             if resolved is None:
                 return None
             one = self._batcher.of_form(form, resolved, len(group))
@@ -109,14 +126,7 @@ class Normalizing:
             else:
                 alone = self._batcher.of_form(form, resolved, 1)
                 launches += [(alone, [index]) for index in group]
-        if not self._batcher.are_brief([one for one, _ in launches]):
-            return None
-        ended: list[bytes | Exception] = [b""] * len(requests)
-        for one, group in launches:
-            self._metrics.received_bytes.inc(one.form.size_bytes * len(group))
-            for index, result in zip(group, self._batcher.alike(one, [requests[i].data for i in group]), strict=True):
-                ended[index] = self._told(result)
-        return ended
+        return launches if self._batcher.are_brief([one for one, _ in launches]) else None
 
     async def room(self, number: int) -> None:
         """Wait until so many more of a stream's tensors may be normalized in turn."""
@@ -187,67 +197,6 @@ class Normalizing:
 
     async def _contributed(self, contributes: tuple[str, bytes, int], result: Encoded) -> bytes:
         return replies.trained(result, await self._contributing.train(*contributes, result.batches))
-
-    async def chunks(
-        self, frames: AsyncIterator[Carried[pb.NormalizeStreamRequest]], caller: str, share: Share
-    ) -> AsyncIterator[bytes]:
-        """Normalize chunk after chunk, in order, all by the statistics that the opening frame found.
-
-        A few are under way at once, so that receiving, computing and sending go on side by side; as many as the
-        stream's share of the memory allows.
-
-        Raises:
-            ServiceError: a frame is wrong; the chunks before it were answered.
-        """
-        first = await anext(aiter(frames), None)
-        if first is None:
-            return
-        if first.message.WhichOneof("frame") != "open":
-            raise InvalidArgument("frame", "is no opening frame; expected open first, then only chunks")
-        opening = first.message.open
-        resolved = await self._planner.resolve(validate.wanted(opening, "open."))
-        plan = validate.chunked(resolved.plan, opening)
-        reply = replies.normalized_chunk(plan.mode, resolved.version)
-        share.give(share.last_bytes)
-        room = asyncio.Semaphore(_CHUNKS_UNDER_WAY)
-        under_way: asyncio.Queue[_Chunk | None] = asyncio.Queue()
-
-        async def read() -> None:
-            row_shape: tuple[int, ...] | None = None
-            try:
-                while True:
-                    await room.acquire()
-                    if (frame := await anext(frames, None)) is None:
-                        return
-                    held_bytes = share.last_bytes
-                    if frame.message.WhichOneof("frame") != "chunk":
-                        raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
-                    batch = validate.chunk(frame.message.chunk, frame.data, row_shape)
-                    row_shape = tuple(batch.x.shape[1:])
-                    self._metrics.received_bytes.inc(len(frame.data))
-                    await self._batcher.room()
-                    begun = self._batcher.begin(Job(plan, batch, reply, caller, _CHUNK))
-                    under_way.put_nowait(_Chunk(begun, held_bytes))
-                    del frame, batch, begun  # with what they hold, while the next is waited for
-            finally:
-                under_way.put_nowait(None)
-
-        reader = asyncio.create_task(read())
-        try:
-            while (chunk := await under_way.get()) is not None:
-                yield self._sent(await self._batcher.ended(chunk.begun, _CHUNK))
-                share.give(chunk.held_bytes)
-                room.release()
-                del chunk
-            await reader
-        finally:
-            left: list[asyncio.Future[Any]] = [reader]
-            while not under_way.empty():
-                if (chunk := under_way.get_nowait()) is not None:
-                    left.append(chunk.begun)
-            for future in left:
-                future.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
 
 
 def _check_number(requests: Sequence[Carried[pb.NormalizeRequest]]) -> None:

@@ -112,13 +112,19 @@ def normalized_chunk(mode: Mode, version: int) -> Reply:
 
 def normalized_many(ended: Sequence[bytes | Exception], method: str, number: int = 0) -> bytes:
     """What became of each of several tensors: what Normalize would send, or its status. `number`: the message's."""
-    results = [
-        carried.serialize_many([status.told(end, method).SerializeToString()], _STATUS)
-        if isinstance(end, Exception)
-        else carried.serialize_many([end], _RESPONSE)
-        for end in ended
-    ]
-    return carried.serialize_many(results, number=number)
+    items = []
+    for end in ended:
+        if isinstance(end, Exception):
+            field, sent = _STATUS, status.told(end, method).SerializeToString()
+        else:
+            field, sent = _RESPONSE, end
+        items.append((carried.prefix(field, len(sent)), sent))
+    return carried.serialize_items(items, number)
+
+
+def only_one(header: bytes, size: int) -> bytes:
+    """What goes before a reply's `size` bytes of data where it is all that a NormalizeManyStreamResponse says."""
+    return carried.around(header, size, depth=2)
 
 
 def trained(result: Encoded, outcome: Outcome) -> bytes:

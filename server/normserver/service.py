@@ -11,6 +11,7 @@ from normserver import calls, names, pages, replies, validate
 from normserver.access.grants import Scope
 from normserver.activity.activity import MAX_SECONDS, Activity
 from normserver.backups import Backups
+from normserver.chunks import Chunks
 from normserver.contributing import Contributing
 from normserver.errors import InvalidArgument
 from normserver.normalizers import Normalizers
@@ -44,6 +45,7 @@ class NormalizationService(NormalizationServiceServicer):
         groups: Groups,
         memory: SharedMemory,
         sessions: Sessions,
+        chunks: Chunks,
         placement: Placement,
         backups: Backups,
         activity: Activity,
@@ -55,6 +57,7 @@ class NormalizationService(NormalizationServiceServicer):
         self._groups = groups
         self._memory = memory
         self._sessions = sessions
+        self._chunks = chunks
         self._placement = placement
         self._backups = backups
         self._activity = activity
@@ -67,9 +70,7 @@ class NormalizationService(NormalizationServiceServicer):
         self, request: ManyCarried, context: Context
     ) -> Any:
         """Several tensors."""
-        return replies.normalized_many(
-            await self._normalizing.several(request.requests, calls.caller()), "NormalizeMany"
-        )
+        return replies.normalized_many(await self._normalizing.several(request.items, calls.caller()), "NormalizeMany")
 
     async def NormalizeManyStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[ManyCarried], context: Context
@@ -77,11 +78,11 @@ class NormalizationService(NormalizationServiceServicer):
         """Several tensors, again and again."""
         await self._sessions.serve(request_iterator, calls.caller(), context.write, calls.share())
 
-    def NormalizeStream(  # type: ignore[override]
+    async def NormalizeStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[Carried[pb.NormalizeStreamRequest]], context: Context
-    ) -> AsyncIterator[bytes]:
+    ) -> None:
         """One tensor in chunks."""
-        return self._normalizing.chunks(request_iterator, calls.caller(), calls.share())
+        await self._chunks.serve(request_iterator, calls.caller(), context.write, calls.share())
 
     def ShareMemory(
         self, request_iterator: AsyncIterator[pb.ShareMemoryRequest], context: Context

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from normserver import futures, replies
 from normserver.errors import Unavailable
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
-from normserver.normalizing import Normalizing
+from normserver.normalizing import MANY_STREAM, Normalizing
 from normserver.stream_memory import Share
 from normstats.wire.carried import ManyCarried
 
@@ -70,16 +70,16 @@ class _Session:
     async def take(self, message: ManyCarried) -> None:
         """Answer a message: now if that is brief, else in a task of its own, when there is room."""
         held_bytes = self._share.last_bytes
-        results = self._normalizing.at_once(message.requests, self._caller)
-        if results is not None:
-            await self._send(message, results, held_bytes)
+        answer = self._normalizing.answer_at_once(message, self._caller)
+        if answer is not None:
+            await self._send(answer, held_bytes)
             return
-        while self._under_way and sum(self._under_way.values()) + len(message.requests) > _MOST_TENSORS:
+        while self._under_way and sum(self._under_way.values()) + len(message.items) > _MOST_TENSORS:
             self._answered.clear()
             await self._answered.wait()
-        await self._normalizing.room(len(message.requests))
+        await self._normalizing.room(len(message.items))
         task = asyncio.create_task(self._later(message, held_bytes))
-        self._under_way[task] = len(message.requests)
+        self._under_way[task] = len(message.items)
         task.add_done_callback(self._done)
 
     async def finish(self) -> None:
@@ -92,13 +92,11 @@ class _Session:
             task.cancel()
 
     async def _later(self, message: ManyCarried, held_bytes: int) -> None:
-        outcome = await futures.outcome(self._normalizing.several(message.requests, self._caller))
-        await self._send(
-            message, [outcome] * len(message.requests) if isinstance(outcome, Exception) else outcome, held_bytes
-        )
+        outcome = await futures.outcome(self._normalizing.several(message.items, self._caller))
+        results = [outcome] * len(message.items) if isinstance(outcome, Exception) else outcome
+        await self._send(replies.normalized_many(results, MANY_STREAM, message.number), held_bytes)
 
-    async def _send(self, message: ManyCarried, results: Sequence[bytes | Exception], held_bytes: int) -> None:
-        answer = replies.normalized_many(results, "NormalizeManyStream", message.number)
+    async def _send(self, answer: bytes, held_bytes: int) -> None:
         async with self._writing:
             await self._write(answer)
         self._share.give(held_bytes)

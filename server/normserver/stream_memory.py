@@ -96,9 +96,13 @@ class StreamMemory:
         self._look: asyncio.TimerHandle | None = None
         metrics.stream_bytes.set_function(lambda: self._held_bytes)
 
-    def share(self, task: asyncio.Task[object], expected_bytes: Sequence[int] = ()) -> Share:
-        """One stream's share, until the task that serves it ends. Its first messages may hold `expected_bytes`."""
-        share = Share(self, expected_bytes)
+    def share(self, task: asyncio.Task[object], expected_bytes: Sequence[int] = (), *, rests: bool = False) -> Share:
+        """One stream's share, until the task that serves it ends. Its first messages may hold `expected_bytes`.
+
+        One that `rests` may be silent for long between messages: when all answers were read it expects no other, and
+        that is taken in as a call's would be.
+        """
+        share = Share(self, expected_bytes, rests=rests)
         self._shares.add(share)
         task.add_done_callback(lambda _: self._leave(share))
         return share
@@ -247,8 +251,9 @@ class StreamMemory:
 class Share:
     """What one stream holds."""
 
-    def __init__(self, memory: StreamMemory, expected_bytes: Sequence[int]) -> None:
+    def __init__(self, memory: StreamMemory, expected_bytes: Sequence[int], *, rests: bool) -> None:
         self._memory = memory
+        self._rests = rests
         self._first_bytes = deque(expected_bytes)
         self._expected_bytes = self._first_bytes.popleft() if self._first_bytes else 0
         self.connection = _Connection("")
@@ -304,6 +309,8 @@ class Share:
             self.held_bytes -= size_bytes
             self._memory.give(size_bytes)
             self._count(idle=not self.held_bytes and not self.reserved_bytes)
+            if self._rests and not self.held_bytes:
+                self._expected_bytes = 0
             self._given.set()
 
     def writes(self) -> None:

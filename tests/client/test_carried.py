@@ -111,14 +111,143 @@ def test_whatever_comes_is_read_as_protobuf_reads_it(message_type: Any, changes:
 
 
 def compare(message_type: Any, sent: bytes) -> None:
+    deserialize = carried.deserializer(message_type)
     try:
         expected = of_protobuf(message_type, sent)
     except DecodeError:
         with pytest.raises(DecodeError):
-            carried.deserializer(message_type)(sent)
+            deserialize(sent)
         return
-    received = carried.deserializer(message_type)(sent)
-    assert (received.message.SerializeToString(), bytes(received.data)) == (
-        expected[0].SerializeToString(),
-        expected[1],
+    for received in (deserialize(sent), deserialize(sent)):
+        assert (received.message.SerializeToString(), bytes(received.data)) == (
+            expected[0].SerializeToString(),
+            expected[1],
+        )
+
+
+def test_what_begins_alike_is_read_once_and_has_its_own_data() -> None:
+    deserialize = carried.deserializer(pb.NormalizeResponse)
+    first = deserialize(carried.serialize(Carried(example(pb.NormalizeResponse), b"1" * 100_000)))
+    second = deserialize(carried.serialize(Carried(example(pb.NormalizeResponse), b"2" * 100_000)))
+    longer = deserialize(carried.serialize(Carried(example(pb.NormalizeResponse), b"3" * 100_001)))
+    other = deserialize(carried.serialize(Carried(pb.NormalizeResponse(version=7), b"4" * 100_000)))
+    assert first.message is second.message
+    assert [bytes(one.data[:1]) + bytes(one.data[-1:]) for one in (first, second, longer, other)] == [
+        b"11", b"22", b"33", b"44",
+    ]  # fmt: skip
+    assert other.message == pb.NormalizeResponse(version=7)
+
+
+def reader(message_type: Any) -> Any:
+    """Of messages of several, as both ends read them."""
+    if message_type in (pb.NormalizeManyResponse, pb.NormalizeManyStreamResponse):
+        return carried.deserializer_of_many(
+            message_type, pb.NormalizeResponse, lambda message: [one.response for one in message.results], depth=2
+        )
+    return carried.deserializer_of_many(
+        message_type, pb.NormalizeRequest, lambda message: list(message.requests), depth=1
     )
+
+
+def with_one(message_type: Any, size: int, number: int = 0) -> Any:
+    """A message with one tensor of so many bytes."""
+    if message_type in (pb.NormalizeManyResponse, pb.NormalizeManyStreamResponse):
+        response = example(pb.NormalizeResponse)
+        response.data = bytes(size)
+        message = message_type(results=[pb.NormalizeResult(response=response)])
+    else:
+        request = example(pb.NormalizeRequest)
+        request.data = bytes(size)
+        message = message_type(requests=[request])
+    if number:
+        message.id = number
+    return message
+
+
+MANY = (
+    pb.NormalizeManyRequest,
+    pb.NormalizeManyStreamRequest,
+    pb.NormalizeManyResponse,
+    pb.NormalizeManyStreamResponse,
+)
+NUMBERED = (pb.NormalizeManyStreamRequest, pb.NormalizeManyStreamResponse)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**63 - 1, -1])
+@pytest.mark.parametrize("message_type", MANY)
+def test_one_large_tensor_of_a_message_of_several_is_not_copied(message_type: Any, number: int) -> None:
+    number = number if message_type in NUMBERED else 0
+    sent = with_one(message_type, 100_000, number).SerializeToString()
+    read = reader(message_type)
+    for received in (read(sent), read(sent)):
+        assert received.number == number
+        (one,) = received.items
+        assert isinstance(one.data, memoryview)
+        assert one.data.obj is sent
+        assert len(one.data) == 100_000
+        expected = with_one(message_type, 0, number)
+        inner = expected.results[0].response if hasattr(expected, "results") else expected.requests[0]
+        assert one.message == inner
+
+
+def unusual_many() -> dict[str, bytes]:
+    sent = with_one(pb.NormalizeManyStreamRequest, 70_000, 5).SerializeToString()
+    one, number = sent[:-2], sent[-2:]
+    assert number == b"\x10\x05"
+    return {
+        "the number first": number + one,
+        "two numbers": sent + b"\x10\x07",
+        "a number without an end": one + b"\x10\xff",
+        "a number of ten bytes": one + b"\x10" + b"\xff" * 9 + b"\x01",
+        "a number of more than 64 bits": one + b"\x10" + b"\xff" * 9 + b"\x7f",
+        "no number": one + b"\x10\x00",
+        "an unknown field behind it": sent + b"\x18\x01",
+        "two tensors": one + sent,
+        "an empty one before it": b"\x0a\x00" + sent,
+        "cut short": sent[:-3],
+        "nothing but an item's beginning": b"\x0a" + b"\xff" * 70_000,
+        "an item that is empty, and much that is unknown": b"\x0a\x00\x7a\xf0\xa2\x04" + bytes(70_000),
+        "an item in more bytes than it needs": b"\x0a"
+        + bytes([len(one) - 4 & 0x7F | 0x80, len(one) - 4 >> 7 & 0x7F | 0x80, len(one) - 4 >> 14 & 0x7F | 0x80, 0])
+        + one[4:]
+        + number,
+    }
+
+
+@pytest.mark.parametrize("name", unusual_many())
+def test_the_unusual_of_several_is_read_as_protobuf_reads_it(name: str) -> None:
+    compare_many(pb.NormalizeManyStreamRequest, unusual_many()[name])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    message_type=st.sampled_from(MANY),
+    changes=st.lists(st.tuples(st.integers(-6, 300), st.binary(max_size=12)), max_size=4),
+)
+def test_whatever_comes_of_several_is_read_as_protobuf_reads_it(
+    message_type: Any, changes: list[tuple[int, bytes]]
+) -> None:
+    sent = bytearray(with_one(message_type, 70_000, 300 if message_type in NUMBERED else 0).SerializeToString())
+    for place, other in changes:
+        place %= len(sent)
+        sent[place : place + max(1, len(other) - 3)] = other
+    compare_many(message_type, bytes(sent))
+
+
+def compare_many(message_type: Any, sent: bytes) -> None:
+    read = reader(message_type)
+    try:
+        expected = message_type.FromString(sent)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            read(sent)
+        return
+    plain = [one.response for one in expected.results] if hasattr(expected, "results") else expected.requests
+    for received in (read(sent), read(sent)):
+        assert received.number == getattr(expected, "id", 0)
+        for one, other in zip(received.items, plain, strict=True):
+            message, data = (one.message, bytes(one.data)) if isinstance(one, Carried) else (one, one.data)
+            whole = type(other)()
+            whole.CopyFrom(message)
+            whole.data = data
+            assert whole.SerializeToString() == other.SerializeToString()

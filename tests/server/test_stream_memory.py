@@ -32,10 +32,10 @@ class Streams:
         self.tasks: list[asyncio.Task[None]] = []
         self.by_caller: dict[str, list[asyncio.Task[None]]] = {}
 
-    def open(self, *expected_bytes: int, caller: str = "") -> Share:
+    def open(self, *expected_bytes: int, caller: str = "", rests: bool = False) -> Share:
         """A stream that lives until its task ends; it comes from a connection of its own, if nothing else is said."""
         self.tasks.append(asyncio.create_task(asyncio.sleep(60)))
-        share = self.memory.share(self.tasks[-1], expected_bytes)
+        share = self.memory.share(self.tasks[-1], expected_bytes, rests=rests)
         caller = caller or str(len(self.tasks))
         share.comes_from(caller)
         self.by_caller.setdefault(caller, []).append(self.tasks[-1])
@@ -181,6 +181,27 @@ async def test_what_first_messages_may_hold_is_told_and_then_each_may_be_like_th
     await waiting
     await one.may_read()  # of what is as small as the last, no more is taken
     assert streams.held_bytes == 4 * MIB
+
+
+async def test_a_stream_that_rests_keeps_nothing_from_others_once_it_is_answered(streams: Streams) -> None:
+    resting, busy = streams.open(3 * MIB, rests=True), streams.open(4 * MIB)
+    await resting.may_read()
+    waiting = await waits(busy.may_read())
+    await resting.hold(3 * MIB)
+    ahead = await waits(resting.may_read())  # not answered yet: what it expects has to be there
+    resting.give(3 * MIB)
+    await waiting
+    await busy.hold(4 * MIB)
+    busy.give(4 * MIB)
+    await ahead
+    await resting.hold(3 * MIB)
+    resting.give(3 * MIB)
+    await resting.may_read()
+    assert streams.held_bytes == 0
+    await busy.hold(2 * MIB)
+    unexpected = await waits(resting.hold(3 * MIB))
+    busy.give(2 * MIB)
+    await unexpected
 
 
 async def test_what_is_reserved_and_not_used_is_given_to_who_waits(streams: Streams) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from normstats import chunking, sessions, specs, tracing
+from normstats import chunking, specs, tracing
 from normstats.aio import concurrency
 from normstats.aio.session import AsyncSession
 from normstats.aio.shared_memory import AsyncSharedMemory
@@ -21,6 +21,7 @@ from normstats.security import Security
 from normstats.sessions import Reply, Request
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
+from normstats.wire.carried import ManyCarried
 
 
 class AsyncConnection:
@@ -47,6 +48,8 @@ class AsyncConnection:
         self._specs: dict[str, specs.Spec] = {}
         self.memory = AsyncSharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
         self._session = AsyncSession(lambda: self.stub.NormalizeManyStream, self._alone)
+        # Small ones do not stand in line behind these.
+        self._large_session = AsyncSession(lambda: self.stub.NormalizeManyStream, self._alone)
 
     @property
     def stub(self) -> Any:
@@ -88,15 +91,16 @@ class AsyncConnection:
                 await concurrency.sleep(wait)
 
     async def normalize(self, request: Request, timeout: float | None) -> Reply:
-        """Normalize one tensor: a small one on a stream that stays open, where that is less than a call costs.
+        """Normalize one tensor: on a stream that stays open, unless it is large, as that is less than a call costs.
 
         Raises:
             NormstatsError: it failed.
         """
         seconds = self.timeout if timeout is None else timeout
-        if chunking.goes_with_others(request) and not tracing.is_traced():
-            return await self._session.call(request, seconds)
-        return await self._alone(request, seconds)
+        if not chunking.goes_by_stream(request) or tracing.is_traced():
+            return await self._alone(request, seconds)
+        session = self._session if chunking.goes_with_others(request) else self._large_session
+        return await session.call(request, seconds)
 
     async def normalize_many(
         self, several: Sequence[Request], timeout: float | None
@@ -106,7 +110,8 @@ class AsyncConnection:
         Raises:
             NormstatsError: all failed.
         """
-        return sessions.results(await self.call(self.stub.NormalizeMany, several, timeout))
+        reply: ManyCarried = await self.call(self.stub.NormalizeMany, several, timeout)
+        return reply.items
 
     async def _alone(self, request: Request, timeout: float) -> Reply:
         reply: Reply = await self.call(self.stub.Normalize, request, timeout)
@@ -145,6 +150,7 @@ class AsyncConnection:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
         await self._session.close()
+        await self._large_session.close()
         if self.memory is not None:
             await self.memory.close()
         await self._channel.close()

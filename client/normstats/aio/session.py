@@ -1,4 +1,4 @@
-"""Small normalizations on a stream that stays open; those of one turn of the event loop share a message."""
+"""Normalizations on a stream that stays open; small ones of one turn of the event loop share a message."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class _Talk:
     async def _read(self) -> None:
         try:
             while (reply := await self._call.read()) is not grpc.aio.EOF:
-                for one, answer in zip(self._under_way.pop(reply.id, ()), sessions.results(reply), strict=True):
+                for one, answer in zip(self._under_way.pop(reply.number, ()), reply.items, strict=True):
                     one.answered(answer)
         except grpc.RpcError:
             pass  # whatever it was, a call of its own meets it too, and says so

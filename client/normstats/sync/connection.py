@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from normstats import chunking, sessions, specs, tracing
+from normstats import chunking, specs, tracing
 from normstats.backoff import Backoff
 from normstats.channel import Option, Stub
 from normstats.errors import NormstatsError, connection_broke, from_grpc
@@ -22,6 +22,7 @@ from normstats.sync.session import Session
 from normstats.sync.shared_memory import SharedMemory
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import spec as spec_wire
+from normstats.wire.carried import ManyCarried
 
 
 class Connection:
@@ -48,6 +49,8 @@ class Connection:
         self._specs: dict[str, specs.Spec] = {}
         self.memory = SharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
         self._session = Session(lambda: self.stub.NormalizeManyStream, self._alone)
+        # Small ones do not stand in line behind these.
+        self._large_session = Session(lambda: self.stub.NormalizeManyStream, self._alone)
 
     @property
     def stub(self) -> Any:
@@ -89,15 +92,16 @@ class Connection:
                 concurrency.sleep(wait)
 
     def normalize(self, request: Request, timeout: float | None) -> Reply:
-        """Normalize one tensor: a small one on a stream that stays open, where that is less than a call costs.
+        """Normalize one tensor: on a stream that stays open, unless it is large, as that is less than a call costs.
 
         Raises:
             NormstatsError: it failed.
         """
         seconds = self.timeout if timeout is None else timeout
-        if chunking.goes_with_others(request) and not tracing.is_traced():
-            return self._session.call(request, seconds)
-        return self._alone(request, seconds)
+        if not chunking.goes_by_stream(request) or tracing.is_traced():
+            return self._alone(request, seconds)
+        session = self._session if chunking.goes_with_others(request) else self._large_session
+        return session.call(request, seconds)
 
     def normalize_many(self, several: Sequence[Request], timeout: float | None) -> Sequence[Reply | NormstatsError]:
         """Normalize small tensors by one message; of each its reply or its error.
@@ -105,7 +109,8 @@ class Connection:
         Raises:
             NormstatsError: all failed.
         """
-        return sessions.results(self.call(self.stub.NormalizeMany, several, timeout))
+        reply: ManyCarried = self.call(self.stub.NormalizeMany, several, timeout)
+        return reply.items
 
     def _alone(self, request: Request, timeout: float) -> Reply:
         reply: Reply = self.call(self.stub.Normalize, request, timeout)
@@ -144,6 +149,7 @@ class Connection:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
         self._session.close()
+        self._large_session.close()
         if self.memory is not None:
             self.memory.close()
         self._channel.close()

@@ -1,4 +1,4 @@
-"""Small normalizations on streams that stay open: a thread that calls takes one that is idle, and gives it back."""
+"""Normalizations on streams that stay open: a thread that calls takes one that is idle, and gives it back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from normstats import sessions
-from normstats.errors import DeadlineExceeded, Unavailable
+from normstats.errors import DeadlineExceeded, NormstatsError, Unavailable
 from normstats.sessions import Message, Reply, Request
 
 # Streams that may be open and idle; those of more threads end after their call.
@@ -48,7 +48,8 @@ class Session:
         talk = self._taken()
         self._watch.begin(talk, deadline)
         try:
-            (answer,) = sessions.results(talk.ask(Message([request], 1)))
+            answer: Reply | NormstatsError
+            (answer,) = talk.ask(Message([request], 1)).items
         except (grpc.RpcError, StopIteration) as error:
             talk.end()
             if monotonic() >= deadline:

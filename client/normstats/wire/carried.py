@@ -8,7 +8,7 @@ what protobuf writes, and whatever is not of that form is left to protobuf to re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -23,12 +23,16 @@ MAX_FRAME_BYTES = 1 << 16
 
 # The tag of `data`, field 15 of wire type 2 (length-delimited), which is one byte.
 _DATA, _FIELD = 0x7A, "data"
+# The tag of an item, field 1 of wire type 2.
+_ITEM = 0x0A
 # The tag of an int64 of field 2; a negative one is written as the number that it is so much below.
 _NUMBER, _INT64_VALUES = 0x10, 1 << 64
 # Up to this size protobuf is faster than looking for the data here.
 _SMALL_BYTES = 1 << 16
 # What precedes the data is looked through field by field; a message of so many is left to protobuf.
 _MOST_FIELDS = 64
+# Beginnings of large messages that are remembered, and how long they may be.
+_MOST_BEGINNINGS, _LONGEST_BEGINNING = 256, 1 << 10
 
 
 class Carried(Generic[M]):
@@ -42,10 +46,18 @@ class Carried(Generic[M]):
 
 
 class ManyCarried(NamedTuple):
-    """Several such messages, and the number that their sender gave them."""
+    """Several such messages, or what there is in their stead, and the number that their sender gave them."""
 
-    requests: list[Carried[Any]]
+    items: list[Any]
     number: int
+
+
+class _Beginning(NamedTuple, Generic[M]):
+    """What precedes a large message's data, read; where the data end."""
+
+    sent: bytes
+    message: M
+    end: int
 
 
 def serialize(carried: Carried[Any]) -> bytes:
@@ -55,8 +67,7 @@ def serialize(carried: Carried[Any]) -> bytes:
 
 def join(header: bytes, data: Data) -> bytes:
     """The bytes of a message whose others are serialized already."""
-    size = data.nbytes if isinstance(data, memoryview) else len(data)
-    return b"".join((header, _prefix(size), data)) if size else header
+    return b"".join((header, _prefix(size), data)) if (size := _size(data)) else header
 
 
 def before(header: bytes, size: int) -> bytes:
@@ -64,31 +75,49 @@ def before(header: bytes, size: int) -> bytes:
     return header + _prefix(size) if size else header
 
 
-def serialize_many(messages: Sequence[bytes], field: int = 1, *, number: int = 0) -> bytes:
-    """The bytes of a message that has a repeated field of serialized items, and field 2, an integer, unless it is 0."""
-    tag = field << 3 | 2
-    parts = [part for message in messages for part in (_prefix(len(message), tag), message)]
-    if number:
-        parts.append(_prefix(number % _INT64_VALUES, _NUMBER))
+def serialize_items(items: Iterable[tuple[bytes, Data]], number: int = 0) -> bytes:
+    """The bytes of a message with a repeated field 1, of whose items each is a header and data, and a number."""
+    parts: list[Data] = []
+    for header, data in items:
+        parts += (_prefix(len(header) + _size(data), _ITEM), header, data)
+    parts.append(numbered(number))
     return b"".join(parts)
 
 
 def serialize_requests(requests: Sequence[Carried[Any]], number: int = 0) -> bytes:
     """The bytes of a message of several that carry tensors."""
-    return serialize_many([serialize(request) for request in requests], number=number)
+    return serialize_items(
+        [(before(one.message.SerializeToString(), _size(one.data)), one.data) for one in requests], number
+    )
+
+
+def prefix(field: int, size: int) -> bytes:
+    """The tag and the length of a field below 16 that has so many bytes."""
+    return _prefix(size, field << 3 | 2)
+
+
+def around(header: bytes, size: int, depth: int) -> bytes:
+    """A header with what goes before it where it and `size` bytes are the only item of an item, and so on."""
+    for _ in range(depth):
+        header = _prefix(len(header) + size, _ITEM) + header
+    return header
+
+
+def numbered(number: int) -> bytes:
+    """What goes behind the items of a message that has a number: field 2, an integer, unless it is 0."""
+    return _prefix(number % _INT64_VALUES, _NUMBER) if number else b""
 
 
 def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
-    """What reads messages of a type.
+    """What reads messages of a type. Those that begin alike may share their `message`, which is not to be changed.
 
     It raises google.protobuf.message.DecodeError where protobuf would.
     """
+    large = _Large(message_type, 0)
 
     def deserialize(received: bytes) -> Carried[M]:
-        if len(received) > _SMALL_BYTES and (start := find(received)):
-            message = message_type()
-            message.ParseFromString(received[: start - len(_prefix(len(received) - start))])
-            return Carried(message, memoryview(received)[start:])
+        if len(received) > _SMALL_BYTES and (found := large.read(received)) is not None:
+            return found[0]
         message = message_type.FromString(received)
         data: bytes = getattr(message, _FIELD)
         message.ClearField(_FIELD)
@@ -97,25 +126,84 @@ def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
     return deserialize
 
 
-def deserializer_of_many(message_type: type[Message]) -> Callable[[bytes], ManyCarried]:
-    """What reads a message whose `requests` carry tensors: small ones, which protobuf may copy. Likewise its `id`."""
+def deserializer_of_many(
+    message_type: type[Message], item_type: type[Message], items: Callable[[Any], list[Any]], depth: int
+) -> Callable[[bytes], ManyCarried]:
+    """What reads a message of several of a type, which lie `depth` fields of number 1 deep, and its `id`.
+
+    `items` gives them where protobuf has read the message, and copied their data. One that is large comes alone.
+    """
+    large = _Large(item_type, depth)
     has_number = "id" in message_type.DESCRIPTOR.fields_by_name
 
     def deserialize(received: bytes) -> ManyCarried:
+        found = large.read(received) if len(received) > _SMALL_BYTES else None
+        if found is not None and (has_number or not found[1]):
+            return ManyCarried([found[0]], found[1])
         message: Any = message_type.FromString(received)
-        requests = [Carried(request, request.data) for request in message.requests]
-        return ManyCarried(requests, message.id if has_number else 0)
+        return ManyCarried(items(message), message.id if has_number else 0)
 
     return deserialize
 
 
-def find(received: bytes) -> int:
-    """Where the data of a message begins, which reach to its end; 0 if protobuf must say what this is.
+class _Large(Generic[M]):
+    """Reads messages of one type that carry much data, as the only items of others, `depth` deep.
+
+    What precedes the data is mostly what preceded others: it is read once.
+    """
+
+    def __init__(self, message_type: type[M], depth: int) -> None:
+        self._message_type = message_type
+        self._depth = depth
+        self._known: dict[int, _Beginning[M]] = {}
+
+    def read(self, received: bytes) -> tuple[Carried[M], int] | None:
+        """The message and the number behind it; None if protobuf must say what this is."""
+        known = self._known.get(len(received))
+        if known is None or not received.startswith(known.sent):
+            if (known := self._begin(received)) is None:
+                return None
+            if len(known.sent) <= _LONGEST_BEGINNING:
+                if len(self._known) >= _MOST_BEGINNINGS:
+                    self._known.clear()
+                self._known[len(received)] = known
+        number = 0
+        if known.end < len(received):
+            if not self._depth or received[known.end] != _NUMBER:
+                return None
+            number, place = _varint(received, known.end + 1)
+            if place != len(received) or number >= _INT64_VALUES:
+                return None
+            number -= _INT64_VALUES if number >= _INT64_VALUES // 2 else 0
+        return Carried(known.message, memoryview(received)[len(known.sent) : known.end]), number
+
+    def _begin(self, received: bytes) -> _Beginning[M] | None:
+        begin, end = 0, len(received)
+        for level in range(self._depth):
+            if begin >= end or received[begin] != _ITEM:
+                return None
+            length, begin = _varint(received, begin + 1)
+            if not begin or begin + length > end or (level and begin + length != end):
+                return None
+            end = begin + length
+        if not (start := find(received, begin, end)):
+            return None
+        message = self._message_type()
+        message.ParseFromString(received[begin : start - len(_prefix(end - start))])
+        return _Beginning(received[:start], message, end)
+
+
+def _size(data: Data) -> int:
+    return data.nbytes if isinstance(data, memoryview) else len(data)
+
+
+def find(received: bytes, begin: int = 0, end: int | None = None) -> int:
+    """Where the data begin of the message from `begin` to `end`, to which they reach; 0 if protobuf must say it.
 
     That is: fields before the data that are cut short, groups, data that are followed by anything, their length written
     in more bytes than it needs.
     """
-    end, place = len(received), 0
+    end, place = len(received) if end is None else end, begin
     for _ in range(_MOST_FIELDS):
         if place >= end:
             return 0
@@ -137,7 +225,7 @@ def find(received: bytes) -> int:
         if place == 0:
             return 0
         if tag == _DATA:
-            canonical = received[:place].endswith(_prefix(length))
+            canonical = received[begin:place].endswith(_prefix(length))
             return place if place + length == end and length and canonical else 0
         place += length
     return 0

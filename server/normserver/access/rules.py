@@ -41,7 +41,7 @@ def _normalize(request: Carried[pb.NormalizeRequest]) -> Iterator[Need]:
 
 def _normalize_many(request: ManyCarried) -> Iterator[Need]:
     yield Need(Scope.READ, None)
-    for one in request.requests:
+    for one in request.items:
         yield from _options(one.message)
 
 
@@ -119,5 +119,5 @@ def producers_of(path: str, message: Any) -> Iterable[bytes]:
         case "Normalize":
             return (message.message.producer_id,)
         case "NormalizeMany" | "NormalizeManyStream":
-            return (one.message.producer_id for one in message.requests)
+            return (one.message.producer_id for one in message.items)
     return ()

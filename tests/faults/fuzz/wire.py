@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -18,9 +18,11 @@ from normstats.specs import InvalidSpec
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import resources_pb2, tensor_pb2
 from normstats.wire import carried, spec, tensor
+from normstats.wire.carried import Carried
 
 CARRYING = (pb.NormalizeRequest, pb.NormalizeResponse, pb.NormalizeStreamRequest, pb.NormalizeStreamResponse)
 CARRYING_MANY = (pb.NormalizeManyRequest, pb.NormalizeManyStreamRequest)
+ANSWERING_MANY = (pb.NormalizeManyResponse, pb.NormalizeManyStreamResponse)
 
 
 def check(data: bytes) -> None:
@@ -35,35 +37,56 @@ def check(data: bytes) -> None:
 
 
 def check_carried(kind: Any, data: bytes) -> None:
-    """A message that carries a tensor, read as small ones are, by protobuf, and as large ones are, by `find`."""
+    """A message that carries a tensor."""
     expected = parsed(kind, data)
-    for small_bytes in (len(data), -1):
+    for found in readings(carried.deserializer(kind), data):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            check_same(found, expected)
+
+
+def check_requests(kind: Any, data: bytes) -> None:
+    """A message of several such."""
+    check_many(kind, pb.NormalizeRequest, lambda message: [Carried(one, one.data) for one in message.requests], 1, data)
+
+
+def check_answers(kind: Any, data: bytes) -> None:
+    """A message of what became of several."""
+
+    def items(message: Any) -> list[Any]:
+        return [Carried(one.response, one.response.data) for one in message.results]
+
+    check_many(kind, pb.NormalizeResponse, items, 2, data)
+
+
+def check_many(kind: Any, item: Any, items: Callable[[Any], list[Carried[Any]]], depth: int, data: bytes) -> None:
+    """A message of several, of which one may be large."""
+    expected = parsed(kind, data)
+    each = [] if expected is None else [(one.data, without_data(one.message)) for one in items(expected)]
+    for found in readings(carried.deserializer_of_many(kind, item, items, depth), data):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            assert found.number == getattr(expected, "id", 0)
+            assert [(bytes(one.data), without_data(one.message)) for one in found.items] == each
+
+
+def without_data(message: Any) -> bytes:
+    """A message's bytes but for its data."""
+    message.ClearField("data")
+    return written(message)
+
+
+def readings(deserialize: Callable[[bytes], Any], data: bytes) -> Iterator[Any]:
+    """What is read as small messages are, by protobuf, as large ones are, and as those that begin like one before."""
+    for small_bytes in (len(data), -1, -1):
         with patch.object(carried, "_SMALL_BYTES", small_bytes):
             try:
-                found = carried.deserializer(kind)(data)
+                yield deserialize(data)
             except DecodeError:
-                assert expected is None
-                continue
-        assert expected is not None
-        check_same(found, expected)
+                yield None
 
 
-def check_many(kind: Any, data: bytes) -> None:
-    """A message of several such."""
-    expected = parsed(kind, data)
-    try:
-        found = carried.deserializer_of_many(kind)(data)
-    except DecodeError:
-        assert expected is None
-        return
-    assert expected is not None
-    assert len(found.requests) == len(expected.requests)
-    assert found.number == getattr(expected, "id", 0)
-    for one, plain in zip(found.requests, expected.requests, strict=True):
-        assert (one.message.SerializeToString(deterministic=True), one.data) == (written(plain), plain.data)
-
-
-def check_same(found: carried.Carried[Any], expected: Any) -> None:
+def check_same(found: Carried[Any], expected: Any) -> None:
     """The message and its data are those that protobuf reads, and are written as protobuf writes them."""
     data = bytes(found.data)
     assert data == expected.data
@@ -117,7 +140,9 @@ def written(message: Any) -> bytes:
 
 PARSERS: tuple[Callable[[bytes], None], ...] = (
     *(partial(check_carried, kind) for kind in CARRYING),
-    *(partial(check_many, kind) for kind in CARRYING_MANY),
+    *(partial(check_requests, kind) for kind in CARRYING_MANY),
     check_tensor,
     check_spec,
+    # Behind the others, as the first bytes of what was found before choose those.
+    *(partial(check_answers, kind) for kind in ANSWERING_MANY),
 )
