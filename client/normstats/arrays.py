@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from normstats.errors import Internal, InvalidArgument
+from normstats.kept import RESULTS
 from normstats.v1 import tensor_pb2
 from normstats.wire import tensor
 from normstats.wire.carried import Data
@@ -156,7 +157,7 @@ class Output:
         """The next rows, or all of them."""
         if self._bytes is None:
             # What is overwritten may be needed again, for another attempt.
-            self._bytes = np.empty(self.size_bytes, np.uint8) if self.memory is None or self.overwrites else self.memory
+            self._bytes = RESULTS.array(self.size_bytes) if self.memory is None or self.overwrites else self.memory
         if description.dtype != self._element.number:
             self._wrong = f"dtype {description.dtype}"
         end = self._offset + len(data)
