@@ -67,7 +67,7 @@ class Alike:
         self.number = number
         output = output_type(form.dtype)
         self._size = prod(form.shape) * output.itemsize
-        header = codec.before(reply, output, form.shape, self._size)
+        header = codec.before(reply, output, form.shape, 0 if form.places else self._size)
         # Of a reply alone, and of one that is all that a numbered message says.
         self._headers = header, replies.only_one(header, self._size)
         self._launch: Launch | None = None
@@ -95,6 +95,22 @@ class Alike:
         view = memoryview(values)
         return [Encoded(self._headers[0] + view[start : start + self._size], self._size) for start in starts]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a kernel that is run at addresses."""
+        return self._launch is not None
+
+    def make_ready(self, x: Tensor) -> None:
+        """Have one, if there is one for such as x, which was normalized."""
+        if self._launch is None and self.form.lengths is self.form.mask is None:
+            self._launch = engine.like(self.plan, x)
+
+    def normalize_at(self, source: int, target: int) -> Encoded:
+        """Normalize what lies in shared memory, by the kernel that is ready; the reply says that alone."""
+        assert self._launch is not None, "it is ready"
+        self._launch(source, target)
+        return Encoded(self._headers[0], self._size)
+
     def _run(self, data: Data, into: bytes, offset: int) -> None:
         """Normalize data into what has not been written yet. A kernel is made ready for what comes a second time."""
         if self._launch is not None:
@@ -104,8 +120,8 @@ class Alike:
         x = torch.frombuffer(data, dtype=form.dtype).reshape(self.shape)
         out = torch.frombuffer(into, dtype=output_dtype(x), count=x.numel(), offset=offset).reshape(self.shape)
         engine.normalize(self.plan, Batch(x, form.lengths, form.mask), CPU, out)
-        if self._comes_again and form.lengths is form.mask is None:
-            self._launch = engine.like(self.plan, x)
+        if self._comes_again:
+            self.make_ready(x)
         self._comes_again = True
 
 
@@ -154,9 +170,11 @@ class Batcher:
         """Whether batches that are alike are to be normalized here and now, one launch after another."""
         for alike in several:
             size = alike.form.size_bytes * alike.number
-            if size > _BRIEF_BYTES or self._placement.of_size(alike.plan, size) != CPU:
+            most = _BRIEF_BYTES if alike.form.places is None else inf
+            if size > most or self._placement.of_size(alike.plan, size) != CPU:
                 return False
-            if self._seconds.get(alike.sort, inf) >= _brief_seconds(alike.number):
+            longest = _brief_seconds(alike.number) if alike.form.places is None else _LONGEST_SECONDS
+            if self._seconds.get(alike.sort, inf) >= longest:
                 return False
         # Compute threads note times too, and may have begun anew since: what is gone costs nothing here.
         return sum(self._seconds.get(alike.sort, 0.0) for alike in several) < _LONGEST_SECONDS
@@ -168,6 +186,14 @@ class Batcher:
             return self._compute.at_once(lambda: alike.normalize(data, number))
         except NormcoreError as error:
             return [from_engine(error, alike.form.prefix)] * len(data)
+        finally:
+            self._note(alike.sort, perf_counter() - begun)
+
+    def at(self, alike: Alike, source: int, target: int) -> Encoded:
+        """Normalize a tensor in shared memory, here and now, by the kernel that is ready for it."""
+        begun = perf_counter()
+        try:
+            return self._compute.at_once(lambda: alike.normalize_at(source, target))
         finally:
             self._note(alike.sort, perf_counter() - begun)
 

@@ -35,6 +35,8 @@ class Form:
     size_bytes: int
     lengths: Tensor | None = None
     mask: Tensor | None = None
+    places: tuple[pb.Place, pb.Place] | None = None
+    """Where it and its output lie in shared memory, if they do."""
 
     @property
     def prefix(self) -> str:
@@ -79,8 +81,11 @@ class Forms:
 def _form(message: pb.NormalizeRequest) -> Form | None:
     if message.mode == pb.MODE_TRAIN or message.WhichOneof("style") or message.style_data:
         return None
+    places = None
     if message.HasField("input_place") or message.HasField("output_place"):
-        return None
+        if not (message.HasField("input_place") and message.HasField("output_place")):
+            return None
+        places = message.input_place, message.output_place
     try:
         wanted = validate.wanted(message)
         description, lengths, mask = validate.described(message)
@@ -89,4 +94,4 @@ def _form(message: pb.NormalizeRequest) -> Form | None:
     if not description.size_bytes:
         return None
     dtype = codec.dtype_of(description.element)
-    return Form(wanted, dtype, description.shape, description.size_bytes, lengths, mask)
+    return Form(wanted, dtype, description.shape, description.size_bytes, lengths, mask, places)

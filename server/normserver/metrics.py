@@ -74,7 +74,7 @@ class Metrics:
         )
         self.messages = Counter(
             "normstats_stream_messages",
-            "Messages answered on streams of small tensors, each of which is a call of its own otherwise.",
+            "Messages answered on NormalizeManyStream, each of which is a call of its own otherwise.",
             registry=registry,
         )
         self.received_bytes = Counter(

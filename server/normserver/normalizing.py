@@ -97,7 +97,8 @@ class Normalizing:
         Raises:
             InvalidArgument: they are too many.
         """
-        if len(message.items) == 1 and (launches := self._launches(message.items)) is not None:
+        is_plain = len(message.items) == 1 and not message.items[0].message.HasField("output_place")
+        if is_plain and (launches := self._launches(message.items)) is not None:
             ((one, _),) = launches
             self._metrics.received_bytes.inc(one.form.size_bytes)
             (result,) = self._batcher.alike(one, [message.items[0].data], message.number)
@@ -112,7 +113,7 @@ class Normalizing:
         alike: dict[Form, list[int]] = {}
         for index, request in enumerate(requests):
             form = self._forms.of(request)
-            if form is None or len(request.data) != form.size_bytes:
+            if form is None or form.places is not None or len(request.data) != form.size_bytes:
                 return None  # `several` says what is wrong, or does what is not plain
             alike.setdefault(form, []).append(index)
         launches = []
@@ -164,7 +165,12 @@ class Normalizing:
 
     def _placed_at_once(self, request: Carried[pb.NormalizeRequest], caller: str) -> Sequence[bytes | Exception] | None:
         """The same of a tensor in shared memory."""
+        one = self._placed(request)
         try:
+            if one is not None and one.form.places and one.is_ready and self._batcher.are_brief([one]):
+                source, target = validate.addresses(one.form.places, one.form.dtype, one.form.size_bytes, self._memory)
+                self._metrics.received_bytes.inc(one.form.size_bytes)
+                return [self._sent(self._batcher.at(one, source, target))]
             parts = self._parts(request)
         except ServiceError as error:
             return [error]
@@ -172,7 +178,17 @@ class Normalizing:
         if resolved is None or parts.contributes or parts.style is not None:
             return None
         result = self._batcher.if_brief(self._asked(parts, resolved, caller).job)
+        if result is not None and one is not None:
+            one.make_ready(parts.batch.x)
         return None if result is None else [self._told(result)]
+
+    def _placed(self, request: Carried[pb.NormalizeRequest]) -> Alike | None:
+        """What is known of a request that says the same of the same places, if it is nothing more than that."""
+        form = self._forms.of(request)
+        if form is None or form.places is None or form.wanted is None or request.data:
+            return None
+        resolved = self._planner.at_hand(form.wanted)
+        return None if resolved is None else self._batcher.of_form(form, resolved, 1)
 
     def _parts(self, request: Carried[pb.NormalizeRequest]) -> _Parts:
         message = request.message

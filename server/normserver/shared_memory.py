@@ -19,6 +19,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from normserver import codec
 from normserver.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
@@ -34,6 +35,7 @@ class _Region:
     name: bytes
     descriptor: int
     memory: mmap.mmap
+    address: int
 
     @property
     def size_bytes(self) -> int:
@@ -89,21 +91,34 @@ class SharedMemory:
             NotFound: there is no such region.
             InvalidArgument: it does not lie in the region, or not at a multiple of 64 bytes.
         """
+        count = prod(shape)
+        region = self._region(place, count * dtype.itemsize, field)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(region.memory, dtype=dtype, count=count, offset=place.offset_bytes).reshape(shape)
+
+    def address(self, place: pb.Place, size_bytes: int, field: str) -> int:
+        """Where so many bytes at a place are: good until this turn of the event loop ends, which may take regions back.
+
+        Raises:
+            NotFound, InvalidArgument: as `tensor`.
+        """
+        return self._region(place, size_bytes, field).address + place.offset_bytes
+
+    def _region(self, place: pb.Place, size_bytes: int, field: str) -> _Region:
+        """The region where a tensor of so many bytes lies."""
         region = self._regions.get(place.region)
         if region is None:
             raise NotFound(f"{field}.region is none that this server lends; ask it for memory", reason="NO_SUCH_REGION")
-        count, offset = prod(shape), place.offset_bytes
+        offset, end = place.offset_bytes, region.size_bytes
         if offset < 0 or offset % _ALIGNED:
             raise InvalidArgument(f"{field}.offset_bytes", f"is {offset}; expected a multiple of {_ALIGNED}")
-        if offset + count * dtype.itemsize > region.size_bytes:
+        if offset + size_bytes > end:
             raise InvalidArgument(
                 f"{field}.offset_bytes",
-                f"is {offset}; a tensor of {count * dtype.itemsize} bytes there goes beyond the region's end at "
-                f"{region.size_bytes}",
+                f"is {offset}; a tensor of {size_bytes} bytes there goes beyond the region's end at {end}",
             )
-        if not count:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(region.memory, dtype=dtype, count=count, offset=offset).reshape(shape)
+        return region
 
     def _give(self, size_bytes: int, held: int) -> _Region:
         if size_bytes <= 0:
@@ -126,7 +141,8 @@ class SharedMemory:
         try:
             os.ftruncate(descriptor, size_bytes)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            region = _Region(secrets.token_bytes(16), descriptor, mmap.mmap(descriptor, size_bytes))
+            memory = mmap.mmap(descriptor, size_bytes)
+            region = _Region(secrets.token_bytes(16), descriptor, memory, codec.address_of(memoryview(memory)))
         except BaseException:
             os.close(descriptor)
             raise

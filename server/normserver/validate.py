@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from normcore.kernels.base import output_dtype
+from normcore.kernels.base import output_dtype, output_type
 from normcore.running import Running
 from normcore.stack import MomentsStack
 from normserver import codec, names
@@ -290,11 +290,30 @@ def output_of(request: pb.NormalizeRequest, x: Tensor, memory: SharedMemory) -> 
     if not request.HasField("input_place"):
         raise InvalidArgument("output_place", "is given; expected only with input_place")
     out = memory.tensor(request.output_place, output_dtype(x), tuple(x.shape), "output_place")
-    begin, end = x.data_ptr(), x.data_ptr() + x.nbytes
-    in_place = out.data_ptr() == begin and out.dtype == x.dtype
-    if not in_place and out.data_ptr() < end and begin < out.data_ptr() + out.nbytes:
-        raise InvalidArgument("output_place", "overlaps the input; expected its very place and dtype, or another")
+    _check_apart(x.data_ptr(), x.nbytes, out.data_ptr(), out.nbytes, same_dtype=out.dtype == x.dtype)
     return out
+
+
+def addresses(
+    places: tuple[pb.Place, pb.Place], dtype: torch.dtype, size_bytes: int, memory: SharedMemory
+) -> tuple[int, int]:
+    """Where a tensor in shared memory and its output are.
+
+    Raises:
+        InvalidArgument, NotFound: as `input_of` and `output_of`.
+    """
+    output = output_type(dtype)
+    output_bytes = size_bytes // dtype.itemsize * output.itemsize
+    source = memory.address(places[0], size_bytes, "input_place")
+    target = memory.address(places[1], output_bytes, "output_place")
+    _check_apart(source, size_bytes, target, output_bytes, same_dtype=output == dtype)
+    return source, target
+
+
+def _check_apart(source: int, size_bytes: int, target: int, output_bytes: int, *, same_dtype: bool) -> None:
+    in_place = target == source and same_dtype
+    if not in_place and target < source + size_bytes and source < target + output_bytes:
+        raise InvalidArgument("output_place", "overlaps the input; expected its very place and dtype, or another")
 
 
 def producer_of(request: pb.NormalizeRequest) -> tuple[bytes, int]:

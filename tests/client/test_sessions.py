@@ -1,4 +1,4 @@
-"""Small normalizations on a stream that stays open: fewer messages, the same results, over whatever breaks."""
+"""Normalizations on a stream that stays open: fewer messages, the same results, over whatever breaks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from normstats import sessions
 from tests.server_process import ServerProcess
 
 RNG = np.random.default_rng(11)
-LAYER = normstats.LayerNorm(4)
+LAYER, LAYER_64 = normstats.LayerNorm(4), normstats.LayerNorm(64)
 
 
 def messages(server: ServerProcess) -> int:
@@ -32,12 +32,12 @@ def messages(server: ServerProcess) -> int:
     raise KeyError("normstats_stream_messages_total")
 
 
-def one_by_one(server: ServerProcess, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def one_by_one(server: ServerProcess, arrays: list[np.ndarray], spec: normstats.specs.Spec = LAYER) -> list[np.ndarray]:
     """What each gives in a call of its own."""
     outputs = []
     for x in arrays:
         with normstats.connect(server.target) as client:
-            outputs.append(client.normalize(x, LAYER))
+            outputs.append(client.normalize(x, spec))
     return outputs
 
 
@@ -73,6 +73,74 @@ async def test_one_caller_goes_on_one_stream(server: ServerProcess) -> None:
         outputs = [await client.normalize(x, LAYER) for _ in range(10)]
         assert messages(server) > 0
     assert all(np.array_equal(y, outputs[0]) for y in outputs)
+
+
+def large(kib: int, dtype: str = "float32") -> np.ndarray:
+    """Too large to share a message, and no more than a chunk."""
+    return (RNG.normal(size=(kib << 10) // np.dtype(dtype).itemsize) * 50).astype(dtype).reshape(-1, 64)
+
+
+@pytest.mark.parametrize("kib", [65, 300, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8"])
+async def test_large_ones_are_the_same_on_a_stream_and_each_has_a_message(
+    server: ServerProcess, kib: int, dtype: str
+) -> None:
+    spec = normstats.LayerNorm(64, weight=RNG.normal(size=64), bias=RNG.normal(size=64))
+    arrays = [large(kib, dtype) for _ in range(6)]
+    expected = one_by_one(server, arrays, spec)
+    before = messages(server)
+    async with normstats.aio.connect(server.target) as client:
+        await client.normalize(arrays[0], spec)
+        for _ in range(3):
+            outputs = await asyncio.gather(*(client.normalize(x, spec) for x in arrays))
+            for y, once in zip(outputs, expected, strict=True):
+                assert y.flags.writeable
+                np.testing.assert_array_equal(y, once)
+    with normstats.connect(server.target) as blocking, ThreadPoolExecutor(3) as threads:
+        blocking.normalize(arrays[0], spec)
+        for y, once in zip(threads.map(lambda x: blocking.normalize(x, spec), arrays), expected, strict=True):
+            np.testing.assert_array_equal(y, once)
+    assert messages(server) - before == 3 * 6 + 6
+
+
+async def test_what_is_wrong_with_a_large_one_is_raised_and_the_next_goes_on(server: ServerProcess) -> None:
+    x = large(500)
+    async with normstats.aio.connect(server.target) as client:
+        expected = await client.normalize(x, LAYER_64)
+        for _ in range(3):
+            np.testing.assert_array_equal(await client.normalize(x, LAYER_64), expected)
+            with pytest.raises(normstats.InvalidArgument, match="input"):
+                await client.normalize(x, LAYER)
+            with pytest.raises(normstats.NotFound):
+                await client.normalize(x, "nobody")
+
+
+async def test_new_statistics_are_seen_at_once_by_large_ones(server: ServerProcess, name: str) -> None:
+    x = large(400)
+    async with normstats.aio.connect(server.target) as client:
+        running = await client.create(name, normstats.Standardize(64))
+        for shift in (0.0, 5.0, 9.0):
+            await running.update(x + shift)
+            statistics = await running.stats()
+            for _ in range(4):  # by a call, by a kernel, and by one made ready
+                y = await running.normalize(x)
+                expected = (x - statistics.mean) / np.sqrt(statistics.var + running.spec.eps)
+                np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+async def test_a_small_one_does_not_stand_behind_large_ones(server: ServerProcess) -> None:
+    x, small = large(1024), np.ones((1, 64), np.float32)
+    async with normstats.aio.connect(server.target) as client:
+        for y in (x, small, x, small):
+            await client.normalize(y, LAYER_64)
+        ended: list[str] = []
+
+        async def noted(label: str, y: np.ndarray) -> None:
+            await client.normalize(y, LAYER_64)
+            ended.append(label)
+
+        await asyncio.gather(*(noted("large", x) for _ in range(40)), noted("small", small))
+    assert ended.index("small") < 20
 
 
 async def test_what_is_wrong_with_one_is_raised_to_that_one(server: ServerProcess, name: str) -> None:
@@ -285,7 +353,7 @@ async def test_a_stream_that_has_served_its_time_is_followed_by_another(
         begun = time.monotonic()
         while time.monotonic() < begun + 0.5:
             np.testing.assert_array_equal(await client.normalize(x, LAYER), expected)
-            seen.add(id(client._connection._session._talk))
+            seen.add(id(client._connection._session._small.least_busy()))
     assert len(seen) > 1
 
 

@@ -48,8 +48,6 @@ class AsyncConnection:
         self._specs: dict[str, specs.Spec] = {}
         self.memory = AsyncSharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
         self._session = AsyncSession(lambda: self.stub.NormalizeManyStream, self._alone)
-        # Small ones do not stand in line behind these.
-        self._large_session = AsyncSession(lambda: self.stub.NormalizeManyStream, self._alone)
 
     @property
     def stub(self) -> Any:
@@ -99,8 +97,7 @@ class AsyncConnection:
         seconds = self.timeout if timeout is None else timeout
         if not chunking.goes_by_stream(request) or tracing.is_traced():
             return await self._alone(request, seconds)
-        session = self._session if chunking.goes_with_others(request) else self._large_session
-        return await session.call(request, seconds)
+        return await self._session.call(request, seconds)
 
     async def normalize_many(
         self, several: Sequence[Request], timeout: float | None
@@ -150,7 +147,6 @@ class AsyncConnection:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
         await self._session.close()
-        await self._large_session.close()
         if self.memory is not None:
             await self.memory.close()
         await self._channel.close()

@@ -10,9 +10,12 @@ from typing import Any
 
 import grpc
 
-from normstats import sessions
+from normstats import chunking, sessions
 from normstats.errors import DeadlineExceeded, NormstatsError, Unavailable
 from normstats.sessions import Message, Reply, Request
+
+# Streams of requests that share no message.
+_MOST_LARGE = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -32,7 +35,7 @@ class _Asked:
 
 
 class AsyncSession:
-    """A connection's stream, and another when it has served its time.
+    """A connection's streams, and others when they have served their time.
 
     Nothing waits for a timer, or for another's answer: who is by himself loses nothing. Whatever ends a stream, what it
     left unanswered goes by a call of its own, which is repeated until its timeout.
@@ -40,10 +43,10 @@ class AsyncSession:
 
     def __init__(self, method: Callable[[], Any], alone: Callable[[Request, float], Awaitable[Reply]]) -> None:
         """`method` gives the stub's NormalizeManyStream; `alone` calls Normalize within so many seconds."""
-        self._method = method
         self._alone = alone
         self._used = False
-        self._talk: _Talk | None = None
+        # Small requests do not stand in line behind large ones.
+        self._small, self._large = _Talks(method, 1), _Talks(method, _MOST_LARGE)
 
     async def call(self, request: Request, timeout: float) -> Reply:
         """Normalize a tensor.
@@ -58,7 +61,8 @@ class AsyncSession:
         deadline = loop.time() + timeout
         asked = _Asked(request, loop.create_future())
         timer = loop.call_at(deadline, asked.expire)
-        self._stream().ask(asked)
+        talks = self._small if chunking.goes_with_others(request) else self._large
+        talks.least_busy().ask(asked)
         try:
             answer = await asked.answer
         finally:
@@ -70,16 +74,34 @@ class AsyncSession:
         return answer
 
     async def close(self) -> None:
-        """End the stream."""
-        if self._talk is not None:
-            await self._talk.close()
+        """End the streams."""
+        await self._small.close()
+        await self._large.close()
 
-    def _stream(self) -> _Talk:
-        if self._talk is None or self._talk.over:
-            if self._talk is not None:
-                self._talk.retire()
-            self._talk = _Talk(self._method()(wait_for_ready=False))
-        return self._talk
+
+class _Talks:
+    """Some streams."""
+
+    def __init__(self, method: Callable[[], Any], most: int) -> None:
+        self._method = method
+        self._most = most
+        self._open: list[_Talk] = []
+
+    def least_busy(self) -> _Talk:
+        """One of them, or another where all are busy and there may be more: it may lead to another server."""
+        for talk in [talk for talk in self._open if talk.over]:
+            talk.retire()
+            self._open.remove(talk)
+        least = min(self._open, key=lambda talk: talk.busy, default=None)
+        if least is None or (least.busy and len(self._open) < self._most):
+            least = _Talk(self._method()(wait_for_ready=False))
+            self._open.append(least)
+        return least
+
+    async def close(self) -> None:
+        """End them."""
+        for talk in self._open:
+            await talk.close()
 
 
 class _Talk:
@@ -100,6 +122,11 @@ class _Talk:
     def over(self) -> bool:
         """Whether another is to be opened."""
         return self._broken or monotonic() > self._ends
+
+    @property
+    def busy(self) -> int:
+        """How much was asked and is not answered."""
+        return len(self._asked) + len(self._under_way)
 
     def ask(self, asked: _Asked) -> None:
         """Send it, together with what else is asked in this turn of the loop."""

@@ -49,8 +49,6 @@ class Connection:
         self._specs: dict[str, specs.Spec] = {}
         self.memory = SharedMemory(lambda: self.stub.ShareMemory) if shared_memory else None
         self._session = Session(lambda: self.stub.NormalizeManyStream, self._alone)
-        # Small ones do not stand in line behind these.
-        self._large_session = Session(lambda: self.stub.NormalizeManyStream, self._alone)
 
     @property
     def stub(self) -> Any:
@@ -100,8 +98,7 @@ class Connection:
         seconds = self.timeout if timeout is None else timeout
         if not chunking.goes_by_stream(request) or tracing.is_traced():
             return self._alone(request, seconds)
-        session = self._session if chunking.goes_with_others(request) else self._large_session
-        return session.call(request, seconds)
+        return self._session.call(request, seconds)
 
     def normalize_many(self, several: Sequence[Request], timeout: float | None) -> Sequence[Reply | NormstatsError]:
         """Normalize small tensors by one message; of each its reply or its error.
@@ -149,7 +146,6 @@ class Connection:
         """Close all channels; one that was never opened too, so that calls are refused from now on."""
         self._open()
         self._session.close()
-        self._large_session.close()
         if self.memory is not None:
             self.memory.close()
         self._channel.close()

@@ -187,8 +187,8 @@ class NormalizationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def NormalizeManyStream(self, request_iterator, context):
-        """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
-        call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+        """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how tensors travel when each call of
+        its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
         need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
         again. INVALID_ARGUMENT if one message has too many.
         """

@@ -51,8 +51,8 @@ class NormalizationServiceStub:
     together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
     """
     NormalizeManyStream: _grpc.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeManyStreamRequest, _normalization_service_pb2.NormalizeManyStreamResponse]
-    """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
-    call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+    """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how tensors travel when each call of
+    its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
     need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
     again. INVALID_ARGUMENT if one message has too many.
     """
@@ -166,8 +166,8 @@ class NormalizationServiceAsyncStub(NormalizationServiceStub):
     together, with the results that each would have alone. INVALID_ARGUMENT if there are more.
     """
     NormalizeManyStream: _aio.StreamStreamMultiCallable[_normalization_service_pb2.NormalizeManyStreamRequest, _normalization_service_pb2.NormalizeManyStreamResponse]  # type: ignore[assignment]
-    """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
-    call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+    """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how tensors travel when each call of
+    its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
     need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
     again. INVALID_ARGUMENT if one message has too many.
     """
@@ -296,8 +296,8 @@ class NormalizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_normalization_service_pb2.NormalizeManyStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_normalization_service_pb2.NormalizeManyStreamResponse], _abc.AsyncIterator[_normalization_service_pb2.NormalizeManyStreamResponse]]:
-        """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how small tensors travel when each
-        call of its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
+        """NormalizeManyStream is NormalizeMany again and again, on a call that stays open: how tensors travel when each call of
+        its own would cost more than they do. A message is answered by one that has its `id`, when it is done, which
         need not be in order. The server ends the call with UNAVAILABLE when it stops; what was not answered may be sent
         again. INVALID_ARGUMENT if one message has too many.
         """
