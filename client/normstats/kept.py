@@ -11,7 +11,8 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from math import inf
+from time import monotonic, sleep
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ class Kept:
         self._most_bytes = most_bytes
         self._seconds = seconds
         self._free: deque[_Free] = deque()  # the oldest first
+        self._lent: set[int] = set()
         self._looks = False
 
     @property
@@ -46,18 +48,20 @@ class Kept:
 
     def array(self, size_bytes: int) -> Block:
         """An array of bytes, not cleared."""
-        if size_bytes < LEAST_BYTES:
+        if size_bytes < LEAST_BYTES or size_bytes > self._most_bytes:
             return np.empty(size_bytes, np.uint8)
         block = self._taken(size_bytes)
         if block is None:
             block = np.empty(size_bytes, np.uint8)
         # All arrays that are made of the result hold this, whose end is told: they may outlive the result itself.
         lent = (ctypes.c_uint8 * size_bytes).from_address(block.__array_interface__["data"][0])
+        self._lent.add(id(block))
         weakref.finalize(lent, self._back, block).atexit = False
+        self._begin_to_look()
         return np.frombuffer(memoryview(lent), np.uint8)
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Keep nothing; nobody looks, as in a forked process."""
         self._free.clear()
         self._looks = False
 
@@ -73,33 +77,42 @@ class Kept:
         return None
 
     def _back(self, block: Block) -> None:
-        if block.nbytes > self._most_bytes:
-            return
+        """Take a block back. This may interrupt anything, in any thread: it waits for nothing."""
         self._free.append(_Free(block, monotonic()))
+        self._lent.discard(id(block))
         while self.kept_bytes > self._most_bytes:
-            self._drop_oldest()
+            self._drop_oldest(inf)
+
+    def _begin_to_look(self) -> None:
         if not self._looks:
             self._looks = True
-            self._look_later()
-
-    def _look_later(self) -> None:
-        timer = threading.Timer(self._seconds, self._look)
-        timer.daemon = True
-        timer.name = "normstats-kept"
-        timer.start()
+            try:
+                threading.Thread(target=self._look, name="normstats-kept", daemon=True).start()
+            except RuntimeError:  # there can be no more threads: the next result tries again
+                self._looks = False
 
     def _look(self) -> None:
-        """Give back what has not been used."""
-        while self._free and self._free[0].since <= monotonic() - self._seconds:
-            self._drop_oldest()
-        if self._free:
-            self._look_later()
-        else:
-            self._looks = False
+        """Give back what has not been used for so long, until there is nothing that is or may be kept."""
+        while self._free or self._lent or self._end():
+            sleep(self._seconds / 4)
+            while self._drop_oldest(monotonic() - self._seconds):
+                pass
 
-    def _drop_oldest(self) -> None:
+    def _end(self) -> bool:
+        """Look no more; whether something came at that very moment, and nobody else looks after it."""
+        self._looks = False
+        if not (self._free or self._lent) or self._looks:
+            return False
+        self._looks = True
+        return True
+
+    def _drop_oldest(self, before: float) -> bool:
+        """Give the oldest back, if it is kept since before then."""
         with suppress(IndexError):  # another thread was faster
-            self._free.popleft()
+            if self._free[0].since <= before:
+                self._free.popleft()
+                return True
+        return False
 
 
 RESULTS = Kept()

@@ -59,7 +59,19 @@ class Job:
 class Alike:
     """So many batches of one form by one plan, for the same reply."""
 
-    __slots__ = ("_comes_again", "_headers", "_launch", "_size", "form", "number", "plan", "shape", "sort", "together")
+    __slots__ = (
+        "_comes_again",
+        "_headers",
+        "_is_settled",
+        "_launch",
+        "_size",
+        "form",
+        "number",
+        "plan",
+        "shape",
+        "sort",
+        "together",
+    )
 
     def __init__(self, form: Form, plan: Plan, reply: Reply, number: int = 1) -> None:
         self.form = form
@@ -71,7 +83,7 @@ class Alike:
         # Of a reply alone, and of one that is all that a numbered message says.
         self._headers = header, replies.only_one(header, self._size)
         self._launch: Launch | None = None
-        self._comes_again = False
+        self._is_settled = self._comes_again = False
         shape, padded = form.shape, form.lengths is not None or form.mask is not None
         rows = None if number == 1 or padded else engine.row_shape(plan, shape)
         self.together = rows is not None
@@ -102,8 +114,9 @@ class Alike:
 
     def make_ready(self, x: Tensor) -> None:
         """Have one, if there is one for such as x, which was normalized."""
-        if self._launch is None and self.form.lengths is self.form.mask is None:
-            self._launch = engine.like(self.plan, x)
+        if not self._is_settled:
+            self._is_settled = True
+            self._launch = engine.like(self.plan, x) if self.form.lengths is self.form.mask is None else None
 
     def normalize_at(self, source: int, target: int) -> Encoded:
         """Normalize what lies in shared memory, by the kernel that is ready; the reply says that alone."""

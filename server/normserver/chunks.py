@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from normserver import replies, validate
 from normserver.batcher import Alike, Batcher, Job
 from normserver.codec import Encoded
-from normserver.engine import Batch, Resolved
+from normserver.engine import Batch, Plan, Resolved
 from normserver.errors import InvalidArgument, ServiceError
 from normserver.forms import CHUNK, Forms
 from normserver.metrics import Metrics
 from normserver.planner import Planner
 from normserver.stream_memory import Share
-from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire.carried import Carried
 
@@ -51,15 +50,61 @@ class Chunks:
         wanted = validate.wanted(opening, "open.")
         resolved = await self._planner.resolve(wanted)
         plan = validate.chunked(resolved.plan, opening)
-        if plan is not resolved.plan:
-            resolved = Resolved(plan, resolved.version)
         share.give(share.last_bytes)
         del first, opening
-        stream = _Stream(self._batcher, self._metrics, self._forms, wanted.target, resolved, caller, write, share)
+        kinds: _Kinds
+        if plan is resolved.plan and self._planner.at_hand(wanted) is resolved:
+            # A spec is the same object when it comes again; another in its place would only share the forms.
+            target = wanted.target if isinstance(wanted.target, str) else id(wanted.target)
+            kinds = _Shared(self._forms, self._batcher, target, resolved)
+        else:
+            kinds = _Own(self._forms, plan, resolved.version)
+        stream = _Stream(self._batcher, self._metrics, kinds, Resolved(plan, resolved.version), caller, write, share)
         try:
             await stream.serve(frames)
         finally:
             await stream.end()
+
+
+class _Kinds(Protocol):
+    """What chunks of a stream are like."""
+
+    def of(self, chunk: pb.NormalizeStreamRequest.Chunk) -> Alike | None:
+        """What a chunk that was checked is like; None if there is no more to it than to any."""
+
+
+class _Shared:
+    """Of a plan that other streams have, too."""
+
+    def __init__(self, forms: Forms, batcher: Batcher, target: str | int, resolved: Resolved) -> None:
+        self._forms = forms
+        self._batcher = batcher
+        self._target = target
+        self._resolved = resolved
+
+    def of(self, chunk: pb.NormalizeStreamRequest.Chunk) -> Alike | None:
+        """See _Kinds."""
+        form = self._forms.of_chunk(self._target, chunk)
+        return None if form is None else self._batcher.of_form(form, self._resolved, 1)
+
+
+class _Own:
+    """Of a plan with moments of this stream's own, or a large spec: nothing of it is kept when the stream ends."""
+
+    def __init__(self, forms: Forms, plan: Plan, version: int) -> None:
+        self._forms = forms
+        self._plan = plan
+        self._reply = replies.normalized_chunk(plan.mode, version)
+        self._last: Alike | None = None
+
+    def of(self, chunk: pb.NormalizeStreamRequest.Chunk) -> Alike | None:
+        """See _Kinds."""
+        form = self._forms.of_chunk(None, chunk)
+        if form is None:
+            return None
+        if self._last is None or self._last.form is not form:
+            self._last = Alike(form, self._plan, self._reply)
+        return self._last
 
 
 class _UnderWay(NamedTuple):
@@ -80,8 +125,7 @@ class _Stream:
         self,
         batcher: Batcher,
         metrics: Metrics,
-        forms: Forms,
-        target: str | specs.Spec,
+        kinds: _Kinds,
         resolved: Resolved,
         caller: str,
         write: Write,
@@ -89,15 +133,14 @@ class _Stream:
     ) -> None:
         self._batcher = batcher
         self._metrics = metrics
-        self._forms = forms
-        self._target = target
-        self._resolved = resolved
+        self._kinds = kinds
+        self._plan = resolved.plan
         self._reply = replies.normalized_chunk(resolved.plan.mode, resolved.version)
         self._caller = caller
         self._write = write
         self._share = share
         self._row_shape: tuple[int, ...] | None = None
-        # What was said of the last chunk, and what that is; those that say the same may share the message.
+        # What was said of the last chunk, and what it is like; those that say the same may share the message.
         self._said: object = None
         self._alike: Alike | None = None
         self._under_way: deque[_UnderWay] = deque()
@@ -136,6 +179,7 @@ class _Stream:
                 self._reading = asyncio.create_task(_read(frames))
             waited = [future for future in (self._under_way[0].begun, self._reading) if future is not None]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            del waited  # with the answer, while the next frame is waited for
             if self._under_way[0].begun.done():
                 await self._answer_first()
             elif self._reading is not None:
@@ -165,7 +209,7 @@ class _Stream:
             return self._sent(result)
         await self._batcher.room()
         batch = batch or self._checked(frame)
-        return self._batcher.begin(Job(self._resolved.plan, batch, self._reply, self._caller, CHUNK))
+        return self._batcher.begin(Job(self._plan, batch, self._reply, self._caller, CHUNK))
 
     def _checked(self, frame: Frame) -> Batch:
         """A chunk as a batch; it is remembered what was said of it.
@@ -177,9 +221,8 @@ class _Stream:
             raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
         batch = validate.chunk(frame.message.chunk, frame.data, self._row_shape)
         self._row_shape = tuple(batch.x.shape[1:])
-        form = self._forms.of_chunk(self._target, frame.message.chunk)
-        self._alike = None if form is None else self._batcher.of_form(form, self._resolved, 1)
-        self._said = frame.message
+        self._alike = self._kinds.of(frame.message.chunk)
+        self._said = None if self._alike is None else frame.message
         return batch
 
     async def _answer_all(self) -> None:

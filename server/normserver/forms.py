@@ -11,7 +11,6 @@ from torch import Tensor
 from normserver import codec, validate
 from normserver.errors import ServiceError
 from normserver.validate import Wanted
-from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import tensor
 from normstats.wire.carried import Carried
@@ -60,12 +59,12 @@ class Forms:
             self._remember(key, form)
         return form
 
-    def of_chunk(self, target: str | specs.Spec, chunk: pb.NormalizeStreamRequest.Chunk) -> Form | None:
-        """The form of a chunk that was checked, one for each target; None if it is padded, or empty."""
-        if chunk.HasField("padding"):
+    def of_chunk(self, target: Hashable, chunk: pb.NormalizeStreamRequest.Chunk) -> Form | None:
+        """The form of a chunk that was checked, one for each target; None if it is padded, or empty, or says much."""
+        said = chunk.SerializeToString()
+        if len(said) > _LONGEST_BYTES or chunk.HasField("padding"):
             return None
-        # A spec is the same object when it comes again; another in its place would only share the form.
-        key = target if isinstance(target, str) else id(target), chunk.SerializeToString()
+        key = target, said
         form = self._known.get(key)
         if form is None and (size_bytes := (description := tensor.check(chunk.input)).size_bytes):
             form = Form(None, codec.dtype_of(description.element), description.shape, size_bytes)

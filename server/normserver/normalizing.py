@@ -178,7 +178,7 @@ class Normalizing:
         if resolved is None or parts.contributes or parts.style is not None:
             return None
         result = self._batcher.if_brief(self._asked(parts, resolved, caller).job)
-        if result is not None and one is not None:
+        if isinstance(result, Encoded) and one is not None:
             one.make_ready(parts.batch.x)
         return None if result is None else [self._told(result)]
 

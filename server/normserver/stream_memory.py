@@ -31,6 +31,8 @@ _TURNS, _SILENT_SECONDS = 4, 1.0
 # their way for a moment, and for so long less arrives than this. Slow readers are served, as slow as links are.
 _MOMENT_SECONDS, _STALLED_SECONDS, _SLOWEST_BYTES_PER_SECOND = 0.1, 1.0, 1 << 16
 _LOOK_SECONDS = 0.1
+# A stream that rests has its reservation for so long.
+_REST_SECONDS = 0.02
 
 
 class _Connection:
@@ -99,8 +101,7 @@ class StreamMemory:
     def share(self, task: asyncio.Task[object], expected_bytes: Sequence[int] = (), *, rests: bool = False) -> Share:
         """One stream's share, until the task that serves it ends. Its first messages may hold `expected_bytes`.
 
-        One that `rests` may be silent for long between messages: when all answers were read it expects no other, and
-        that is taken in as a call's would be.
+        One that `rests` may be silent for long between messages: once it is answered it keeps nothing for the next.
         """
         share = Share(self, expected_bytes, rests=rests)
         self._shares.add(share)
@@ -113,14 +114,18 @@ class StreamMemory:
 
     async def reserve(self, share: Share, size_bytes: int) -> None:
         """Reserve so much for a stream's next message, when it is there."""
-        if self._in_hand or self._waiting or not self._has(size_bytes):
-            await self._wait(self._waiting, share, size_bytes)
-        else:
+        if self.is_free(size_bytes):
             self._held_bytes += size_bytes
+        else:
+            await self._wait(self._waiting, share, size_bytes)
         share.reserved_bytes, share.reserved_at = size_bytes, self.clock()
         share.reserved_after = share.connection.messages
         self._reserving[share] = None
         self._reserved_bytes += size_bytes
+
+    def is_free(self, size_bytes: int) -> bool:
+        """Whether there is room for so much, and nobody waits for any."""
+        return not self._in_hand and not self._waiting and self._has(size_bytes)
 
     def withdraw(self, share: Share) -> int:
         """What a stream has reserved, which it has no more; `give`, `add` or `take` tell whoever waits."""
@@ -264,6 +269,8 @@ class Share:
         """What the message holds that came last."""
         self.reserved_bytes = 0
         """What is reserved for the next."""
+        self.messages = 0
+        """How many have come."""
         self.reserved_at, self.reserved_after = 0.0, 0
         """Since when, and after how many messages of the connection."""
         self.writing_since = inf
@@ -282,9 +289,22 @@ class Share:
         while self.held_bytes and self.held_bytes + self._expected_bytes > self._memory.fair_bytes:
             self._given.clear()
             await self._given.wait()
-        if self.held_bytes or self._expected_bytes > SMALL_BYTES:
-            self._count()
-            await self._memory.reserve(self, self._expected_bytes)
+        if not self.held_bytes and (self._expected_bytes <= SMALL_BYTES or self._may_rest()):
+            return
+        self._count()
+        await self._memory.reserve(self, self._expected_bytes)
+        if self._rests:
+            asyncio.get_running_loop().call_later(_REST_SECONDS, self._rest, self.messages)
+
+    def _may_rest(self) -> bool:
+        """Whether to wait for the next message without a reservation: it would be in nobody's way now."""
+        return self._rests and self.messages > 0 and self._memory.is_free(self._expected_bytes)
+
+    def _rest(self, messages: int) -> None:
+        """A reservation for the message after so many is for what comes at once; others want it more than who rests."""
+        if self.messages == messages and not self.held_bytes and self.reserved_bytes:
+            self.lose_reservation()
+            self._memory.give(0)
 
     async def hold(self, size_bytes: int) -> None:
         """A message is here: so much is held until it is given back. What was not expected waits for its share.
@@ -294,6 +314,7 @@ class Share:
         """
         self._expected_bytes = self._first_bytes.popleft() if self._first_bytes else size_bytes
         self.last_bytes = size_bytes
+        self.messages += 1
         self.connection.heard_at, self.connection.messages = self._memory.clock(), self.connection.messages + 1
         self._count()
         reserved_bytes = self._memory.withdraw(self)
@@ -309,8 +330,6 @@ class Share:
             self.held_bytes -= size_bytes
             self._memory.give(size_bytes)
             self._count(idle=not self.held_bytes and not self.reserved_bytes)
-            if self._rests and not self.held_bytes:
-                self._expected_bytes = 0
             self._given.set()
 
     def writes(self) -> None:

@@ -107,6 +107,35 @@ def test_what_is_wrong_is_refused(local: NormalizationServiceStub, region: Regio
     assert (told.code, told.field.partition("[")[0]) == (INVALID, field)
 
 
+def test_what_is_asked_again_and_again_is_the_same_and_what_is_wrong_stays_wrong(
+    local: NormalizationServiceStub, region: Region
+) -> None:
+    by_message = local.Normalize(pb.NormalizeRequest(spec=LAYER, input=described(X), data=X.tobytes()))
+    seven = spec_wire.to_proto(specs.LayerNorm(7))
+    for turn in range(6):  # by a thread, here and now, and by a kernel that is ready
+        np.frombuffer(region.memory, np.float32, X.size)[:] = X.reshape(-1)
+        region.memory[1024 : 1024 + X.nbytes] = bytes(X.nbytes)
+        local.Normalize(request(place(region), place(region, 1024)))
+        assert region.memory[1024 : 1024 + X.nbytes] == by_message.data, turn
+        told = refused(local.Normalize, request(place(region), place(region, 1024), spec=seven))
+        assert (told.code, told.field) == (INVALID, "input.shape"), turn
+        told = refused(local.Normalize, request(place(region), place(region, 64)))
+        assert (told.code, told.field) == (INVALID, "output_place"), turn
+
+
+def test_a_region_that_was_taken_back_is_not_found_however_well_it_was_known(local: NormalizationServiceStub) -> None:
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    replies = local.ShareMemory(iter(asked.get, None))
+    asked.put(pb.ShareMemoryRequest(allocate_bytes=1000))
+    lent = opened(next(replies))
+    for _ in range(5):
+        local.Normalize(request(place(lent), place(lent, 1024)))
+    asked.put(None)
+    assert list(replies) == []
+    told = refused(local.Normalize, request(place(lent), place(lent, 1024)))
+    assert (told.code, told.reason) == (NOT_FOUND, "NO_SUCH_REGION")
+
+
 def test_an_output_place_needs_an_input_place(local: NormalizationServiceStub, region: Region) -> None:
     asked = pb.NormalizeRequest(spec=LAYER, input=described(X), data=X.tobytes(), output_place=place(region))
     assert refused(local.Normalize, asked).field == "output_place"

@@ -197,11 +197,31 @@ async def test_a_stream_that_rests_keeps_nothing_from_others_once_it_is_answered
     await resting.hold(3 * MIB)
     resting.give(3 * MIB)
     await resting.may_read()
-    assert streams.held_bytes == 0
+    assert streams.held_bytes == 0  # nobody else wants any
     await busy.hold(2 * MIB)
     unexpected = await waits(resting.hold(3 * MIB))
     busy.give(2 * MIB)
     await unexpected
+
+
+async def test_where_others_want_memory_one_that_rests_has_it_for_a_moment_alone(streams: Streams) -> None:
+    resting = [streams.open(3 * MIB, rests=True) for _ in range(8)]
+    for one in resting:
+        await one.may_read()
+        await one.hold(3 * MIB)
+        one.give(3 * MIB)
+    busy = streams.open(4 * MIB)
+    await busy.may_read()
+    ahead = [asyncio.create_task(one.may_read()) for one in resting]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in ahead)  # what comes at once would be too much
+    await busy.hold(4 * MIB)
+    busy.give(4 * MIB)
+    async with asyncio.timeout(1):
+        await asyncio.gather(*ahead)  # each in its turn, and none keeps what it does not use
+    await asyncio.sleep(0.05)
+    assert streams.held_bytes == 0
+    await busy.may_read()
 
 
 async def test_what_is_reserved_and_not_used_is_given_to_who_waits(streams: Streams) -> None:

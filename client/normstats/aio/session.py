@@ -100,8 +100,8 @@ class _Talks:
 
     async def close(self) -> None:
         """End them."""
-        for talk in self._open:
-            await talk.close()
+        while self._open:
+            await self._open.pop().close()
 
 
 class _Talk:

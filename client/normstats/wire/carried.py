@@ -105,7 +105,7 @@ def around(header: bytes, size: int, depth: int) -> bytes:
 
 def numbered(number: int) -> bytes:
     """What goes behind the items of a message that has a number: field 2, an integer, unless it is 0."""
-    return _prefix(number % _INT64_VALUES, _NUMBER) if number else b""
+    return _tagged(number % _INT64_VALUES, _NUMBER) if number else b""
 
 
 def deserializer(message_type: type[M]) -> Callable[[bytes], Carried[M]]:
@@ -234,11 +234,16 @@ def find(received: bytes, begin: int = 0, end: int | None = None) -> int:
 @lru_cache(maxsize=4096)
 def _prefix(size: int, tag: int = _DATA) -> bytes:
     """The tag and the length of data, or of another field below 16."""
+    return _tagged(size, tag)
+
+
+def _tagged(number: int, tag: int) -> bytes:
+    """A tag and a varint."""
     out = bytearray((tag,))
-    while size >= 0x80:
-        out.append(size & 0x7F | 0x80)
-        size >>= 7
-    out.append(size)
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
     return bytes(out)
 
 
