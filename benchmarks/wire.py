@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,31 @@ def echoing() -> Iterator[tuple[str, Process]]:
             server.terminate()
 
 
-def echo_of(channel: grpc.aio.Channel, size: int) -> Call:
-    """A call of the echo with so many bytes, in the messages that ours would go in.
+def echo_of(channel: grpc.aio.Channel, size: int, callers: int) -> list[Call]:
+    """Calls of the echo with so many bytes, one for each caller, in the messages that ours would go in.
 
-    They are as many different ones: zeros would all be read from one page, which stays in the nearest cache.
+    Up to a chunk on a stream that stays open, larger ones in chunks on one of their own. They are as many different
+    bytes: zeros would all be read from one page, which stays in the nearest cache.
     """
-    if size <= CHUNK_BYTES:
-        unary, whole = channel.unary_unary(f"/{echo.SERVICE}/Unary"), random.randbytes(size)
-        return lambda: unary(whole)
     stream = channel.stream_stream(f"/{echo.SERVICE}/Stream")
-    cut = [random.randbytes(CHUNK_BYTES) for _ in range(size // CHUNK_BYTES)]
+    cut = [random.randbytes(min(size, CHUNK_BYTES)) for _ in range(max(1, size // CHUNK_BYTES))]
+    make = _whole if size <= CHUNK_BYTES else _in_chunks
+    return [make(stream, cut) for _ in range(callers)]
 
+
+def _whole(stream: Any, cut: Sequence[bytes]) -> Call:
+    opened: list[Any] = []
+
+    async def call() -> None:
+        if not opened:
+            opened.append(stream())
+        await opened[0].write(cut[0])
+        await opened[0].read()
+
+    return call
+
+
+def _in_chunks(stream: Any, cut: Sequence[bytes]) -> Call:
     async def call() -> None:
         room = asyncio.Semaphore(WINDOW)
 
@@ -115,32 +129,32 @@ def ours_of(client: normstats.aio.AsyncClient, size: int) -> Call:
     return lambda: client.normalize(x, NAME, timeout=300)
 
 
-async def rate(call: Call, callers: int, calls: int) -> float:
-    """Calls a second, by so many callers, of `calls` each."""
+async def rate(each: Sequence[Call], calls: int) -> float:
+    """Calls a second, by callers who make so many each."""
 
-    async def caller() -> None:
+    async def caller(call: Call) -> None:
         for _ in range(calls):
             await call()
 
     begun = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    return callers * calls / (time.perf_counter() - begun)
+    await asyncio.gather(*(caller(call) for call in each))
+    return len(each) * calls / (time.perf_counter() - begun)
 
 
 async def measure(
-    both: dict[str, tuple[Call, Process]], size: int, callers: int, rounds: int, seconds: float
+    both: dict[str, tuple[Sequence[Call], Process]], size: int, callers: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Rates and processor time of both, in turns."""
     calls = {}
-    for name, (call, _) in both.items():
-        alone = await rate(call, callers, 1)
-        calls[name] = max(1, round(seconds * alone / callers))
+    for name, (each, _) in both.items():
+        await rate(each, 1)
+        calls[name] = max(1, round(seconds * await rate(each, 2) / callers))
     rates: dict[str, list[float]] = {name: [] for name in both}
     used: dict[str, list[float]] = {name: [] for name in both}
     for _ in range(rounds):
-        for name, (call, process) in both.items():
+        for name, (each, process) in both.items():
             before = process.cpu_seconds()
-            rates[name].append(await rate(call, callers, calls[name]))
+            rates[name].append(await rate(each, calls[name]))
             gigabytes = 2 * size * callers * calls[name] / 1e9
             used[name].append((process.cpu_seconds() - before) / gigabytes)
     ratios = [ours / limit for ours, limit in zip(rates["ours"], rates["echo"], strict=True)]
@@ -180,7 +194,8 @@ async def run(rounds: int, seconds: float, size: int) -> dict[str, Any]:
                 rows = []
                 with Progress(transient=True) as progress:
                     for one, callers in progress.track(CASES):
-                        both = {"echo": (echo_of(channel, one), limit), "ours": (ours_of(client, one), process)}
+                        ours = [ours_of(client, one)] * callers
+                        both = {"echo": (echo_of(channel, one, callers), limit), "ours": (ours, process)}
                         rows.append(await measure(both, one, callers, rounds, seconds))
         finally:
             server.stop()

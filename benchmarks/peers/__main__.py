@@ -6,9 +6,9 @@
 
 Each peer is installed on first use in a virtual environment of its own under benchmarks/.venvs: Triton Inference
 Server with a model of its python backend, MLServer with a runtime of its own, Arrow Flight and a grpc.aio server that
-echo what they get, and, beside shared memory, the kernel alone. Each is as it is installed, called in the way that was
-fastest here (its file says how), and Triton also tuned. A call takes an array of numpy's and gives one; through shared
-memory both lie there.
+echo what they get, plain TCP in Python, and, beside shared memory, the kernel alone. Each is as it is installed, called
+in the way that was fastest here (its file says how), and Triton also tuned. A call takes an array of numpy's and gives
+one; through shared memory both lie there.
 Every server and every caller is a process of its own on 127.0.0.1, and all share this machine's cores. Answers are
 verified before anything is timed.
 
@@ -50,6 +50,7 @@ PEERS: dict[str, dict[str, Start]] = {
     "mlserver": {"MLServer": mlserver.start},
     "flight": {"Arrow Flight": flight.start},
     "echo": {"our echo": ours.echo},
+    "sockets": {"plain TCP": ours.sockets},
     "kernel": {"the kernel alone": ours.kernel},
 }
 CASES = [

@@ -1,4 +1,4 @@
-"""Ours: the service over gRPC and through shared memory, the echo of raw bytes, and the kernel alone."""
+"""Ours: the service over gRPC and through shared memory; and limits: echoes of raw bytes, and the kernel alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.peers.driver import ROOT, Driver
-from benchmarks.peers.peer import ECHO, GRPC, KERNEL, OURS, SHARED_MEMORY, Peer
+from benchmarks.peers.driver import ROOT, SCRIPTS, Driver
+from benchmarks.peers.peer import ECHO, GRPC, KERNEL, OURS, SHARED_MEMORY, SOCKETS, Peer
 from benchmarks.peers.servers import Server, Tree, free_port
 from normserver import polling
 
@@ -60,6 +60,21 @@ def echo(stack: ExitStack, folder: Path) -> list[Peer]:
     driver = Driver(sys.executable, "call_echo.py", address, log=folder / "echo driver.log", environment=PATHS)
     stack.callback(driver.stop)
     return [Peer(ECHO, (GRPC,), driver, server.tree)]
+
+
+def sockets(stack: ExitStack, folder: Path) -> list[Peer]:
+    """The same bytes over plain TCP, in Python: what any wire could do here.
+
+    Raises:
+        PeerFailed: it does not serve.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    server = Server([sys.executable, SCRIPTS / "serve_sockets.py", address], address, folder / "sockets")
+    stack.callback(server.stop)
+    server.wait()
+    driver = Driver(sys.executable, "call_sockets.py", address, log=folder / "sockets driver.log")
+    stack.callback(driver.stop)
+    return [Peer(SOCKETS, (GRPC,), driver, server.tree)]
 
 
 def kernel(stack: ExitStack, folder: Path) -> list[Peer]:

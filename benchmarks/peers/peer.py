@@ -12,8 +12,8 @@ from benchmarks.peers.servers import Tree
 
 OURS, TRITON, TRITON_TUNED = "normstats", "Triton", "Triton, tuned"
 MLSERVER, MLSERVER_BYTES = "MLServer", "MLServer, bytes"
-FLIGHT, ECHO, KERNEL = "Flight echo", "our echo", "kernel alone"
-NAMES = (OURS, TRITON, TRITON_TUNED, MLSERVER, MLSERVER_BYTES, FLIGHT, ECHO, KERNEL)
+FLIGHT, ECHO, SOCKETS, KERNEL = "Flight echo", "our echo", "plain TCP", "kernel alone"
+NAMES = (OURS, TRITON, TRITON_TUNED, MLSERVER, MLSERVER_BYTES, FLIGHT, ECHO, SOCKETS, KERNEL)
 GRPC, SHARED_MEMORY = "gRPC", "shared memory"
 
 

@@ -16,12 +16,7 @@ async def main(address):
     async with grpc.aio.insecure_channel(address, options=echo.UNLIMITED) as channel:
 
         def prepare(size, callers, _shared_memory):
-            call = echo_of(channel, size)
-
-            async def awaited():
-                return await call()
-
-            return [awaited] * callers
+            return echo_of(channel, size, callers)
 
         await drive(prepare, lambda _size, _answer: None)
 

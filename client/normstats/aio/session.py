@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -14,22 +14,25 @@ from normstats import chunking, sessions
 from normstats.errors import DeadlineExceeded, NormstatsError, Unavailable
 from normstats.sessions import Message, Reply, Request
 
+Answer = Reply | NormstatsError | None
+"""What comes of a request; None: it must be asked again, by a call of its own."""
+
 # Streams of requests that share no message.
-_MOST_LARGE = 4
+_MOST_EXCHANGES = 4
 
 
 @dataclass(eq=False, slots=True)
 class _Asked:
-    """A request, and what comes of it; None: it must be asked again, by a call of its own."""
+    """A request, and what comes of it."""
 
     request: Request
-    answer: asyncio.Future[Reply | NormstatsError | None]
+    answer: asyncio.Future[Answer]
 
     def expire(self) -> None:
         """Its time is over."""
         self.answered(DeadlineExceeded("not answered in time"))
 
-    def answered(self, answer: Reply | NormstatsError | None) -> None:
+    def answered(self, answer: Answer) -> None:
         if not self.answer.done():
             self.answer.set_result(answer)
 
@@ -43,10 +46,11 @@ class AsyncSession:
 
     def __init__(self, method: Callable[[], Any], alone: Callable[[Request, float], Awaitable[Reply]]) -> None:
         """`method` gives the stub's NormalizeManyStream; `alone` calls Normalize within so many seconds."""
+        self._method = method
         self._alone = alone
         self._used = False
-        # Small requests do not stand in line behind large ones.
-        self._small, self._large = _Talks(method, 1), _Talks(method, _MOST_LARGE)
+        self._talk: _Talk | None = None
+        self._exchanges = _Exchanges(method)
 
     async def call(self, request: Request, timeout: float) -> Reply:
         """Normalize a tensor.
@@ -57,51 +61,97 @@ class AsyncSession:
         if not self._used:  # one call alone is no use for a stream
             self._used = True
             return await self._alone(request, timeout)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        asked = _Asked(request, loop.create_future())
-        timer = loop.call_at(deadline, asked.expire)
-        talks = self._small if chunking.goes_with_others(request) else self._large
-        talks.least_busy().ask(asked)
-        try:
-            answer = await asked.answer
-        finally:
-            timer.cancel()
+        deadline = asyncio.get_running_loop().time() + timeout
+        # Small requests do not stand in line behind large ones.
+        ask = self._together if chunking.goes_with_others(request) else self._exchanges.ask
+        answer = await ask(request, deadline)
         if answer is None or isinstance(answer, Unavailable):
-            return await self._alone(request, deadline - loop.time())
+            return await self._alone(request, deadline - asyncio.get_running_loop().time())
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     async def close(self) -> None:
         """End the streams."""
-        await self._small.close()
-        await self._large.close()
+        self._exchanges.close()
+        if self._talk is not None:
+            await self._talk.close()
+
+    async def _together(self, request: Request, deadline: float) -> Answer:
+        """The answer to a request that may share a message."""
+        loop = asyncio.get_running_loop()
+        asked = _Asked(request, loop.create_future())
+        timer = loop.call_at(deadline, asked.expire)
+        self._stream().ask(asked)
+        try:
+            return await asked.answer
+        finally:
+            timer.cancel()
+
+    def _stream(self) -> _Talk:
+        if self._talk is None or self._talk.over:
+            if self._talk is not None:
+                self._talk.retire()
+            self._talk = _Talk(self._method()(wait_for_ready=False))
+        return self._talk
 
 
-class _Talks:
-    """Some streams."""
+class _Exchanges:
+    """Streams on which one request is answered before the next is sent: of large ones no more gain by company.
 
-    def __init__(self, method: Callable[[], Any], most: int) -> None:
+    There are some, which may lead to as many servers; who finds all of them busy waits for his turn.
+    """
+
+    def __init__(self, method: Callable[[], Any]) -> None:
         self._method = method
-        self._most = most
-        self._open: list[_Talk] = []
+        self._room = asyncio.Semaphore(_MOST_EXCHANGES)
+        self._idle: list[_Exchange] = []
+        self._closed = False
 
-    def least_busy(self) -> _Talk:
-        """One of them, or another where all are busy and there may be more: it may lead to another server."""
-        for talk in [talk for talk in self._open if talk.over]:
-            talk.retire()
-            self._open.remove(talk)
-        least = min(self._open, key=lambda talk: talk.busy, default=None)
-        if least is None or (least.busy and len(self._open) < self._most):
-            least = _Talk(self._method()(wait_for_ready=False))
-            self._open.append(least)
-        return least
+    async def ask(self, request: Request, deadline: float) -> Answer:
+        """The answer to a request."""
+        try:
+            async with asyncio.timeout_at(deadline), self._room:
+                return await self._asked(request)
+        except TimeoutError:
+            return DeadlineExceeded("not answered in time")
 
-    async def close(self) -> None:
-        """End them."""
-        while self._open:
-            await self._open.pop().close()
+    def close(self) -> None:
+        """End those that are idle; others end with their answers."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().call.cancel()
+
+    async def _asked(self, request: Request) -> Answer:
+        exchange = self._taken()
+        answer = None
+        try:
+            await exchange.call.write(Message([request], 1))
+            if (reply := await exchange.call.read()) is not grpc.aio.EOF:
+                (answer,) = reply.items
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass  # whatever it was, a call of its own meets it too, and says so
+        finally:
+            if answer is None or self._closed:
+                exchange.call.cancel()
+            else:
+                self._idle.append(exchange)
+        return answer
+
+    def _taken(self) -> _Exchange:
+        while self._idle:
+            exchange = self._idle.pop()
+            if monotonic() < exchange.ends:
+                return exchange
+            exchange.call.cancel()
+        return _Exchange(self._method()(wait_for_ready=False), monotonic() + sessions.LIFE_SECONDS)
+
+
+class _Exchange(NamedTuple):
+    """A stream, and when it has served its time."""
+
+    call: Any
+    ends: float
 
 
 class _Talk:
@@ -122,11 +172,6 @@ class _Talk:
     def over(self) -> bool:
         """Whether another is to be opened."""
         return self._broken or monotonic() > self._ends
-
-    @property
-    def busy(self) -> int:
-        """How much was asked and is not answered."""
-        return len(self._asked) + len(self._under_way)
 
     def ask(self, asked: _Asked) -> None:
         """Send it, together with what else is asked in this turn of the loop."""
