@@ -21,6 +21,8 @@ from tests.server_process import ServerProcess
 
 RNG = np.random.default_rng(11)
 LAYER, LAYER_64 = normstats.LayerNorm(4), normstats.LayerNorm(64)
+# Rows of 4 float64, so many that they share a message, or have one each.
+either_size = pytest.mark.parametrize("rows", [2, 10_000], ids=["small", "large"])
 
 
 def messages(server: ServerProcess) -> int:
@@ -203,13 +205,14 @@ async def test_new_statistics_are_seen_at_once(server: ServerProcess, name: str)
                 np.testing.assert_array_equal(await ours.normalize(x), (x - 1) / (top - 1))
 
 
-async def test_who_gives_up_does_not_take_the_others_along(server: ServerProcess) -> None:
-    x = RNG.normal(size=(2, 4))
+@either_size
+async def test_who_gives_up_does_not_take_the_others_along(server: ServerProcess, rows: int) -> None:
+    x = RNG.normal(size=(rows, 4))
     async with normstats.aio.connect(server.target) as client:
         await client.normalize(x, LAYER)
-        calls = [asyncio.ensure_future(client.normalize(x, LAYER)) for _ in range(4)]
+        calls = [asyncio.ensure_future(client.normalize(x, LAYER)) for _ in range(8)]
         await asyncio.sleep(0)
-        calls[1].cancel()
+        calls[1].cancel()  # under way, or about to be
         first, gone, *others = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(gone, asyncio.CancelledError)
         assert all(np.array_equal(y, first) for y in others)
@@ -218,8 +221,9 @@ async def test_who_gives_up_does_not_take_the_others_along(server: ServerProcess
 class TestOverBreaks:
     """Whatever ends a stream, its calls go on by themselves."""
 
-    async def test_asyncio(self, own_server: ServerProcess) -> None:
-        x = RNG.normal(size=(2, 4))
+    @either_size
+    async def test_asyncio(self, own_server: ServerProcess, rows: int) -> None:
+        x = RNG.normal(size=(rows, 4))
         async with normstats.aio.connect(own_server.start().target) as client:
             expected = await client.normalize(x, LAYER)
             milestones = {number: asyncio.Event() for number in (100, 300, 500)}
@@ -242,8 +246,9 @@ class TestOverBreaks:
             await asyncio.gather(breaker(), *(caller() for _ in range(6)))
             assert ended == 900
 
-    def test_threads(self, own_server: ServerProcess) -> None:
-        x = RNG.normal(size=(2, 4))
+    @either_size
+    def test_threads(self, own_server: ServerProcess, rows: int) -> None:
+        x = RNG.normal(size=(rows, 4))
         with normstats.connect(own_server.start().target) as client:
             expected = client.normalize(x, LAYER)
 
@@ -258,8 +263,9 @@ class TestOverBreaks:
                     own_server.start()
                 assert all(ended)
 
-    async def test_a_server_that_stops_tells_and_is_not_held_up(self, own_server: ServerProcess) -> None:
-        x = RNG.normal(size=(2, 4))
+    @either_size
+    async def test_a_server_that_stops_tells_and_is_not_held_up(self, own_server: ServerProcess, rows: int) -> None:
+        x = RNG.normal(size=(rows, 4))
         async with normstats.aio.connect(own_server.start().target, timeout=20) as client:
             expected = await client.normalize(x, LAYER)
             await client.normalize(x, LAYER)
@@ -270,13 +276,14 @@ class TestOverBreaks:
             await asyncio.to_thread(own_server.start)
             np.testing.assert_array_equal(await waiting, expected)
 
-    async def test_batches_to_train_on_are_still_counted_once(self, own_server: ServerProcess) -> None:
+    @either_size
+    async def test_batches_to_train_on_are_still_counted_once(self, own_server: ServerProcess, rows: int) -> None:
         async with normstats.aio.connect(own_server.start().target) as client:
-            ours = await client.create("a", normstats.BatchNorm(2))
+            ours = await client.create("a", normstats.BatchNorm(4))
 
             async def caller(number: int) -> None:
                 for _ in range(30):
-                    await ours.normalize(np.full((3, 2), number), mode="train")
+                    await ours.normalize(np.full((rows, 4), number), mode="train")
 
             async def breaker() -> None:
                 for _ in range(2):
@@ -286,7 +293,7 @@ class TestOverBreaks:
 
             await asyncio.gather(breaker(), *(caller(number) for number in range(4)))
             stats = await ours.stats()
-            assert (stats.num_batches, stats.count) == (120, 360)
+            assert (stats.num_batches, stats.count) == (120, 120 * rows)
 
 
 class TestDeadlines:
@@ -321,24 +328,26 @@ class TestDeadlines:
         yield f"127.0.0.1:{port}"
         server.stop(0)
 
-    def test_threads(self, silent: str) -> None:
+    @either_size
+    def test_threads(self, silent: str, rows: int) -> None:
         with normstats.connect(silent, timeout=0.5) as client:
             with pytest.raises(normstats.Internal):
-                client.normalize(np.ones((1, 4)), LAYER)  # the first, which is no stream's
+                client.normalize(np.ones((rows, 4)), LAYER)  # the first, which is no stream's
             for _ in range(2):
                 begun = time.monotonic()
                 with pytest.raises(normstats.DeadlineExceeded):
-                    client.normalize(np.ones((1, 4)), LAYER)
+                    client.normalize(np.ones((rows, 4)), LAYER)
                 assert 0.4 < time.monotonic() - begun < 1.0
 
-    async def test_asyncio(self, silent: str) -> None:
+    @either_size
+    async def test_asyncio(self, silent: str, rows: int) -> None:
         async with normstats.aio.connect(silent, timeout=0.5) as client:
             with pytest.raises(normstats.Internal):
-                await client.normalize(np.ones((1, 4)), LAYER)
+                await client.normalize(np.ones((rows, 4)), LAYER)
             begun = time.monotonic()
-            calls = [client.normalize(np.ones((1, 4)), LAYER, timeout=timeout) for timeout in (0.2, 0.4)]
+            calls = [client.normalize(np.ones((rows, 4)), LAYER, timeout=timeout) for timeout in (0.2, 0.4) * 4]
             results = await asyncio.gather(*calls, return_exceptions=True)
-            assert [type(one) for one in results] == [normstats.DeadlineExceeded] * 2
+            assert [type(one) for one in results] == [normstats.DeadlineExceeded] * 8
             assert 0.3 < time.monotonic() - begun < 0.8
 
 
