@@ -117,8 +117,8 @@ class _UnderWay(NamedTuple):
 class _Stream:
     """One tensor.
 
-    As long as chunks are brief each is answered before the next is read: the caller sends on meanwhile, and nothing is
-    handed from task to task. Others are under way while more are read, as many as the share of memory allows.
+    As long as chunks are brief each is computed where it was received, and answered while the next is read, if the share
+    of memory allows that. Others are under way while more are read.
     """
 
     def __init__(
@@ -150,6 +150,8 @@ class _Stream:
         """Until there are no more chunks."""
         while (frame := await self._next(frames)) is not None:
             held_bytes = self._share.last_bytes
+            if self._reading is None and self._share.has_room and len(self._under_way) < _CHUNKS_UNDER_WAY - 1:
+                self._reading = asyncio.create_task(_read(frames))  # it comes while this one is answered
             try:
                 answer = await self._begun(frame)
             except ServiceError:

@@ -278,6 +278,11 @@ class Share:
         self._given = asyncio.Event()
         self._active = self._ended = False
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another message would be within what each stream may hold."""
+        return self.held_bytes + self._expected_bytes <= self._memory.fair_bytes
+
     def comes_from(self, caller: str) -> None:
         """The stream comes from this address."""
         self.connection = self._memory.connection(caller)
@@ -286,7 +291,7 @@ class Share:
         """Wait until the next message may be read, which may be as large as the one before."""
         if self.reserved_bytes:
             return
-        while self.held_bytes and self.held_bytes + self._expected_bytes > self._memory.fair_bytes:
+        while self.held_bytes and not self.has_room:
             self._given.clear()
             await self._given.wait()
         if not self.held_bytes and (self._expected_bytes <= SMALL_BYTES or self._may_rest()):
