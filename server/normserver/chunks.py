@@ -117,8 +117,8 @@ class _UnderWay(NamedTuple):
 class _Stream:
     """One tensor.
 
-    As long as chunks are brief each is computed where it was received, and answered while the next is read, if the share
-    of memory allows that. Others are under way while more are read.
+    As long as chunks are brief each is computed where it was received, and answered while the next is read, if the
+    share of memory allows that. Others are under way while more are read.
     """
 
     def __init__(
