@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from normstats.chunking import SMALL_BYTES, TENSORS_AT_ONCE
+from normstats.chunking import TENSORS_AT_ONCE
 from normstats.errors import NormstatsError, from_status
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire import carried
@@ -37,10 +37,10 @@ A = TypeVar("A", bound=Asked)
 
 
 def first_message(asked: Sequence[A]) -> Sequence[A]:
-    """Those that go in the first message: a large one, also if it lies in shared memory, by itself."""
+    """Those that go in the first message: a large one, which lies in shared memory, by itself."""
     count = 0
     for one in asked[:TENSORS_AT_ONCE]:
-        if one.request.message.HasField("input_place") or len(one.request.data) > SMALL_BYTES:
+        if one.request.message.HasField("input_place"):
             break
         count += 1
     return asked[: max(1, count)]

@@ -31,10 +31,10 @@ from normstats.wire.carried import Data
 # What takes less, as far as is known, is done on the event loop, for each batch: handing one to a thread and hearing of
 # its end takes 170 us, of which a chunk's normalization takes 100.
 _BRIEF_SECONDS, _BRIEF_BYTES = 200e-6, 1 << 20
-# What part of a delay is believed.
-_LATE = 0.125
 # Nothing longer is.
 _LONGEST_SECONDS = 1e-3
+# What part of a delay is believed.
+_LATE = 0.125
 # Larger batches gain nothing from company: arithmetic is most of what they cost, and they would be copied once more.
 _TOGETHER_BYTES = 1 << 16
 # Kinds of calls whose times are remembered; forms of which it is remembered what they are like.

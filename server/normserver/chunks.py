@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from normserver import replies, validate
 from normserver.batcher import Alike, Batcher, Job
-from normserver.codec import Encoded
+from normserver.codec import Encoded, Reply
 from normserver.engine import Batch, Plan, Resolved
 from normserver.errors import InvalidArgument, ServiceError
-from normserver.forms import CHUNK, Forms
+from normserver.forms import CHUNK, Form, Forms
 from normserver.metrics import Metrics
 from normserver.planner import Planner
 from normserver.stream_memory import Share
+from normserver.validate import Wanted
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.wire.carried import Carried
 
 # Chunks of one stream that wait for their turn, or were computed and are not answered yet.
 _CHUNKS_UNDER_WAY = 4
+# Kinds of chunks of one tensor that are remembered: all but the last are of one.
+_KINDS = 2
 
 Frame = Carried[pb.NormalizeStreamRequest]
 Write = Callable[[bytes], Awaitable[None]]
@@ -52,59 +56,37 @@ class Chunks:
         plan = validate.chunked(resolved.plan, opening)
         share.give(share.last_bytes)
         del first, opening
-        kinds: _Kinds
-        if plan is resolved.plan and self._planner.at_hand(wanted) is resolved:
-            # A spec is the same object when it comes again; another in its place would only share the forms.
-            target = wanted.target if isinstance(wanted.target, str) else id(wanted.target)
-            kinds = _Shared(self._forms, self._batcher, target, resolved)
-        else:
-            kinds = _Own(self._forms, plan, resolved.version)
-        stream = _Stream(self._batcher, self._metrics, kinds, Resolved(plan, resolved.version), caller, write, share)
+        stream = _Stream(self._batcher, self._metrics, self._likes(wanted, resolved, plan), caller, write, share)
         try:
             await stream.serve(frames)
         finally:
             await stream.end()
 
-
-class _Kinds(Protocol):
-    """What chunks of a stream are like."""
-
-    def of(self, chunk: pb.NormalizeStreamRequest.Chunk) -> Alike | None:
-        """What a chunk that was checked is like; None if there is no more to it than to any."""
-
-
-class _Shared:
-    """Of a plan that other streams have, too."""
-
-    def __init__(self, forms: Forms, batcher: Batcher, target: str | int, resolved: Resolved) -> None:
-        self._forms = forms
-        self._batcher = batcher
-        self._target = target
-        self._resolved = resolved
-
-    def of(self, chunk: pb.NormalizeStreamRequest.Chunk) -> Alike | None:
-        """See _Kinds."""
-        form = self._forms.of_chunk(self._target, chunk)
-        return None if form is None else self._batcher.of_form(form, self._resolved, 1)
+    def _likes(self, wanted: Wanted, resolved: Resolved, plan: Plan) -> _Likes:
+        """What the chunks of one tensor are like."""
+        reply = replies.normalized_chunk(plan.mode, resolved.version)
+        if plan is resolved.plan and self._planner.at_hand(wanted) is resolved:
+            # A spec is the same object when it comes again; another in its place would only share the forms.
+            target = wanted.target if isinstance(wanted.target, str) else id(wanted.target)
+            return _Likes(self._forms, target, plan, reply, lambda form: self._batcher.of_form(form, resolved, 1))
+        # With moments of its own, or a large spec: nothing of it is kept when the stream ends.
+        own = lru_cache(maxsize=_KINDS)(lambda form: Alike(form, plan, reply))
+        return _Likes(self._forms, None, plan, reply, own)
 
 
-class _Own:
-    """Of a plan with moments of this stream's own, or a large spec: nothing of it is kept when the stream ends."""
+class _Likes(NamedTuple):
+    """What all chunks of a tensor share, and what makes of a form what those of that form share."""
 
-    def __init__(self, forms: Forms, plan: Plan, version: int) -> None:
-        self._forms = forms
-        self._plan = plan
-        self._reply = replies.normalized_chunk(plan.mode, version)
-        self._last: Alike | None = None
+    forms: Forms
+    target: str | int | None
+    plan: Plan
+    reply: Reply
+    of_form: Callable[[Form], Alike]
 
     def of(self, chunk: pb.NormalizeStreamRequest.Chunk) -> Alike | None:
-        """See _Kinds."""
-        form = self._forms.of_chunk(None, chunk)
-        if form is None:
-            return None
-        if self._last is None or self._last.form is not form:
-            self._last = Alike(form, self._plan, self._reply)
-        return self._last
+        """What a chunk that was checked is like; None if it is padded, empty, or says much."""
+        form = self.forms.of_chunk(self.target, chunk)
+        return None if form is None else self.of_form(form)
 
 
 class _UnderWay(NamedTuple):
@@ -125,17 +107,14 @@ class _Stream:
         self,
         batcher: Batcher,
         metrics: Metrics,
-        kinds: _Kinds,
-        resolved: Resolved,
+        likes: _Likes,
         caller: str,
         write: Write,
         share: Share,
     ) -> None:
         self._batcher = batcher
         self._metrics = metrics
-        self._kinds = kinds
-        self._plan = resolved.plan
-        self._reply = replies.normalized_chunk(resolved.plan.mode, resolved.version)
+        self._likes = likes
         self._caller = caller
         self._write = write
         self._share = share
@@ -211,7 +190,7 @@ class _Stream:
             return self._sent(result)
         await self._batcher.room()
         batch = batch or self._checked(frame)
-        return self._batcher.begin(Job(self._plan, batch, self._reply, self._caller, CHUNK))
+        return self._batcher.begin(Job(self._likes.plan, batch, self._likes.reply, self._caller, CHUNK))
 
     def _checked(self, frame: Frame) -> Batch:
         """A chunk as a batch; it is remembered what was said of it.
@@ -223,7 +202,7 @@ class _Stream:
             raise InvalidArgument("frame", "is no chunk; expected open first, then only chunks")
         batch = validate.chunk(frame.message.chunk, frame.data, self._row_shape)
         self._row_shape = tuple(batch.x.shape[1:])
-        self._alike = self._kinds.of(frame.message.chunk)
+        self._alike = self._likes.of(frame.message.chunk)
         self._said = None if self._alike is None else frame.message
         return batch
 

@@ -1,4 +1,4 @@
-"""Small tensors on calls that stay open: a message of them costs a quarter of what a call costs."""
+"""Tensors on calls that stay open: a message, of one or of several small ones, costs a quarter of what a call costs."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class _Asked:
 class AsyncSession:
     """A connection's streams, and others when they have served their time.
 
-    Nothing waits for a timer, or for another's answer: who is by himself loses nothing. Whatever ends a stream, what it
-    left unanswered goes by a call of its own, which is repeated until its timeout.
+    Nothing waits for a timer, nor a small request for another's answer: who is by himself loses nothing. Whatever ends
+    a stream, what it left unanswered goes by a call of its own, which is repeated until its timeout.
     """
 
     def __init__(self, method: Callable[[], Any], alone: Callable[[Request, float], Awaitable[Reply]]) -> None:
