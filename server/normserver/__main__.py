@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -11,8 +13,10 @@ from normserver import config, logs, polling, processes
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve; returns the exit code: 0 stopped as told, 1 could not serve, 2 a setting is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload
     try:
-        settings = config.load(sys.argv[1:] if arguments is None else arguments)
+        settings = config.load(arguments)
     except ValidationError as error:
         for problem in error.errors():
             setting = ".".join(str(part) for part in problem["loc"]) or "settings"
@@ -23,15 +27,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     logs.configure(settings.log_format, settings.log_level)
     if settings.processes > 1:
-        return processes.supervise(settings)
+        return processes.supervise(settings, arguments)
     polling.choose()
     # Only now: torch takes a second to import, and --help should not wait for it.
     from normserver.app import serve
     from normserver.store.base import StoreError, StoreUnavailable
+    from normserver.supervisor import CoreTaskEnded
 
     try:
-        serve(settings)
-    except (StoreError, StoreUnavailable, OSError, RuntimeError, ValueError, ModuleNotFoundError) as error:
+        serve(settings, partial(config.load, arguments))
+    except (
+        CoreTaskEnded,
+        StoreError,
+        StoreUnavailable,
+        OSError,
+        RuntimeError,
+        ValueError,
+        ModuleNotFoundError,
+    ) as error:
         print(f"normstats serve: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from sqlalchemy.engine import make_url
 from starlette.applications import Starlette
 
 from normcore.kernels import launch
-from normserver import device_metrics, placement, process
+from normserver import device_metrics, logs, placement, process
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import Need, Scope
 from normserver.activity.activity import About, Activity
@@ -47,6 +49,7 @@ from normserver.normalizing import Normalizing
 from normserver.observing import Observer
 from normserver.planner import Planner
 from normserver.published import Published
+from normserver.retention import EXCHANGE_SECONDS, RetentionClock
 from normserver.rounds.groups import Groups
 from normserver.rounds.ownership import Leases
 from normserver.service import NormalizationService
@@ -57,6 +60,7 @@ from normserver.store.base import Store, Transaction
 from normserver.store.sqlite import SqliteStore
 from normserver.store_thread import StoreThread
 from normserver.stream_memory import StreamMemory
+from normserver.supervisor import CoreTaskEnded, Supervisor
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1 import normalization_service_pb2_grpc as pb_grpc
 from normstats.wire import carried
@@ -69,7 +73,8 @@ log = logging.getLogger(__name__)
 RELEASE = importlib.metadata.version("normstats")
 _SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"]
 SERVICE, _METHODS = _SERVICE.full_name, tuple(_SERVICE.methods)
-_FORGET_EVERY_SECONDS = 600.0
+# After a core task's end: how long calls may still run, and when the process ends at the latest.
+_FAILED_DRAIN_SECONDS, _FAILED_EXIT_SECONDS = 1.0, 4.0
 _LOOK_AT_FILES_SECONDS = 1.0
 # An event loop that has not turned for so long will not turn again.
 _STUCK_SECONDS = 60.0
@@ -107,9 +112,14 @@ def trace_calls() -> Tracing:
 class App:
     """One server."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
+        """`reread` reads the settings again, on SIGHUP."""
         self._settings = settings
+        self._reread = reread or (lambda: settings)
         self._lifetime = Lifetime()
+        self._stop = asyncio.Event()
+        self._supervisor = Supervisor(self._stop.set)
+        self._retention = RetentionClock()
         self.metrics = Metrics()
         self.metrics.build.info({"version": RELEASE})
         self._store = StoreThread(open_store(settings.store))
@@ -137,6 +147,7 @@ class App:
             self.metrics,
             self._contributors,
             max_pending=settings.max_pending_contributions,
+            retention=self._retention,
         )
         self._certificates: Certificates | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -148,28 +159,37 @@ class App:
         self._grpc = self._grpc_server()
         self._http: HttpServer | None = None
         self._probes: HealthServer | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._leases: Leases | None = None
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain.
+        """Serve until SIGTERM or SIGINT, then drain. SIGHUP reloads certificates, credentials and the log level.
 
         Raises:
             StoreError, StoreUnavailable: the store cannot be used.
             OSError, RuntimeError: an address cannot be bound.
+            CoreTaskEnded: a task that the server cannot do without ended.
         """
-        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self.start()
-        await stop.wait()
-        await self.drain()
+        await self._stop.wait()
+        if not self._supervisor.failure:
+            await self.drain(self._settings.drain_seconds)
+            return
+        self._end_within(_FAILED_EXIT_SECONDS)
+        await self.drain(min(self._settings.drain_seconds, _FAILED_DRAIN_SECONDS))
+        raise CoreTaskEnded(self._supervisor.failure)
 
     async def start(self) -> None:
         """Open the store, bind the addresses, serve."""
         launch.prepare()
-        await self._store.open()
+        is_new = await self._store.open(must_exist=self._settings.store_must_exist)
+        if is_new:
+            log.warning("the store is new and empty", extra={"store": self._store_url()})
         try:
+            await self._exchange_retention()
             if self._settings.http:
                 tls = None if self._certificates is None else self._certificates.context
                 self._http = HttpServer(self._pages(), self._settings.http, tls)
@@ -182,43 +202,41 @@ class App:
         except BaseException:
             await self._store.close()
             raise
-        self._tasks = [
-            asyncio.create_task(self._committer.run(), name="committer"),
-            asyncio.create_task(self._store.watch_over(), name="store"),
-            asyncio.create_task(self._keep_health(), name="health"),
-            asyncio.create_task(self._look_at_files(), name="files"),
-            asyncio.create_task(self._forget_producers(), name="producers"),
-            asyncio.create_task(self._activity.run(), name="activity"),
-        ]
-        if self._store.shared:
-            self._share(own_port)
-        await self._grpc.start()
         if self._http is not None:
             self._http.start()
         if self._probes is not None:
             self._probes.start()
+        self._commits = self._supervisor.core("committer", self._committer.run)
+        self._supervisor.core("store", self._store.watch_over)
+        self._supervisor.core("health", self._keep_health)
+        self._supervisor.core("files", self._look_at_files)
+        self._supervisor.auxiliary("producers", self._forget_producers)
+        self._supervisor.auxiliary("activity", self._activity.run)
+        if self._store.shared:
+            self._share(own_port)
+        await self._grpc.start()
         process.settle()
         log.info("serving", extra=self._addresses(port) | {"device": str(self._placement.device)})
 
-    async def drain(self) -> None:
+    async def drain(self, drain_seconds: float) -> None:
         """Readiness off, streams told, calls finished, all committed, store closed."""
-        log.info("stopping", extra={"drain_seconds": self._settings.drain_seconds})
+        log.info("stopping", extra={"drain_seconds": drain_seconds})
+        self._supervisor.stop()
         self._lifetime.stop()
         await self._tell_health(serving=False)
         await self._health.enter_graceful_shutdown()
         self._published.stop()
         self._groups.stop()
         self._activity.stop()
-        await self._grpc.stop(self._settings.drain_seconds)
+        await self._grpc.stop(drain_seconds)
         await self._groups.finish()
         if self._leases is not None:
             await self._leases.give_up()
         self._committer.stop()
-        committer, *others = self._tasks
-        await committer
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.wait([self._commits])
+        await self._supervisor.cancel()
+        with contextlib.suppress(Unavailable):
+            await self._exchange_retention()
         if self._http is not None:
             await self._http.stop()
         if self._probes is not None:
@@ -236,6 +254,8 @@ class App:
 
     def why_not_ready(self) -> str:
         """Why no calls should come; empty if they may."""
+        if self._supervisor.failure:
+            return self._supervisor.failure
         if self._lifetime.stopping:
             return "stopping"
         return "" if self._store.up else "the store is not available"
@@ -246,7 +266,7 @@ class App:
         address = self._settings.advertise or self._address(port)
         self._leases = Leases(self._store, address, self._groups.lost)
         self._groups.ownership = self._leases
-        self._tasks.append(asyncio.create_task(self._leases.keep(), name="leases"))
+        self._supervisor.core("leases", self._leases.keep)
 
     def _grpc_server(self) -> grpc.aio.Server:
         normalizers = Normalizers(self._store, self._published)
@@ -352,10 +372,14 @@ class App:
         return identity is not None and identity.may(Need(Scope.READ, None))
 
     async def _keep_health(self) -> None:
-        """Tell gRPC health what readiness says, whenever it changes."""
+        """Look after the threads, and tell gRPC health what readiness says whenever it changes."""
         told = None
         while True:
             self._turned_at = time.monotonic()
+            if not self._compute.is_alive:
+                self._supervisor.thread_ended("compute")
+            if self._http is not None and not self._http.is_alive:
+                self._supervisor.thread_ended("http")
             serving = not self.why_not_ready()
             if serving != told:
                 await self._tell_health(serving=serving)
@@ -371,31 +395,63 @@ class App:
 
     async def _look_at_files(self) -> None:
         """Certificates and credentials may change at any time."""
+        while True:
+            self._reload_files()
+            await asyncio.sleep(_LOOK_AT_FILES_SECONDS)
+
+    def _reload(self) -> None:
+        """Reload certificates, credentials and the log level; name the settings that need a restart."""
+        self._reload_files()
+        try:
+            fresh = self._reread()
+        except (OSError, ValueError) as error:
+            log.error("settings cannot be read again; those from before stay", extra={"error": str(error)})
+            return
+        logs.set_level(fresh.log_level)
+        before, after = self._settings.model_dump(), fresh.model_dump()
+        changed = sorted(name for name in after if after[name] != before[name] and name != "log_level")
+        log.info("reloaded", extra={"log_level": fresh.log_level, "need_a_restart": changed})
+
+    def _reload_files(self) -> None:
         files = {"certificates": self._certificates, "credentials": self._credentials}
-        watched = {name: one for name, one in files.items() if one is not None}
-        while watched:
-            for name, one in watched.items():
+        for name, one in files.items():
+            if one is not None:
                 one.look()
                 self.metrics.files_current.labels(name).set(not one.failed)
-            await asyncio.sleep(_LOOK_AT_FILES_SECONDS)
 
     async def _forget_producers(self) -> None:
         idle_seconds = self._settings.forget_producers_after_hours * 3600
+        beat_seconds = min(EXCHANGE_SECONDS, max(1.0, idle_seconds / 24))
 
         def forget(transaction: Transaction) -> int:
-            return transaction.forget_producers(time.time() - idle_seconds)
+            return transaction.forget_producers(self._retention.now() - idle_seconds)
 
         while True:
-            await asyncio.sleep(_FORGET_EVERY_SECONDS)
             with contextlib.suppress(Unavailable):  # the store says so itself when it is down
+                await self._exchange_retention()
                 await self._store.run(forget)
+            await asyncio.sleep(beat_seconds)
+
+    async def _exchange_retention(self) -> None:
+        """Keep the retention clock's reading in the store, and catch up with other servers'."""
+        reading = self._retention.now()
+        self._retention.catch_up(await self._store.run(lambda transaction: transaction.exchange_retention(reading)))
+
+    def _end_within(self, seconds: float) -> None:
+        """End the process soon, whatever still hangs: a core task is gone, and whoever supervises waits for the end."""
+        timer = threading.Timer(seconds, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
 
     def _address(self, port: int) -> str:
         listen = self._settings.listen
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
+    def _store_url(self) -> str:
+        return make_url(self._settings.store).render_as_string()
+
     def _addresses(self, port: int) -> dict[str, str]:
-        addresses = {"grpc": self._address(port), "store": make_url(self._settings.store).render_as_string()}
+        addresses = {"grpc": self._address(port), "store": self._store_url()}
         if self._http is not None:
             addresses["http"] = f"{split_address(self._settings.http)[0]}:{self._http.port}"
         if self._probes is not None:
@@ -436,12 +492,16 @@ def _milliseconds(seconds: float) -> int:
     return min(round(seconds * 1000), _FOREVER_MILLISECONDS)
 
 
-def serve(settings: Settings) -> None:
-    """Run a server in this process until it is told to stop."""
+def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """Run a server in this process until it is told to stop; `reread` reads the settings again, on SIGHUP.
+
+    Raises:
+        StoreError, StoreUnavailable, OSError, RuntimeError, CoreTaskEnded: see App.run.
+    """
     process.keep_memory()
     process.take_descriptors()
-    asyncio.run(_serve(settings))
+    asyncio.run(_serve(settings, reread))
 
 
-async def _serve(settings: Settings) -> None:
-    await App(settings).run()
+async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:
+    await App(settings, reread).run()

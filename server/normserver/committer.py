@@ -22,6 +22,7 @@ from normserver.metrics import Metrics
 from normserver.phases import COMMIT, QUEUE, Phases
 from normserver.published import Published
 from normserver.records import Record
+from normserver.retention import RetentionClock
 from normserver.store.base import Transaction
 from normserver.store_thread import StoreThread
 
@@ -51,6 +52,7 @@ class Committer:
         contributors: Contributors,
         *,
         max_pending: int,
+        retention: RetentionClock,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -59,7 +61,9 @@ class Committer:
         self._phases = Phases(metrics)
         self._contributors = contributors
         self._max_pending = max_pending
+        self._retention = retention
         self._clock = clock
+        self._steady_offset = clock() - time.monotonic()
         self._pending: list[_Pending] = []
         self._under_way = 0
         metrics.pending.set_function(lambda: len(self._pending) + self._under_way)
@@ -123,7 +127,15 @@ class Committer:
         began, now = time.perf_counter(), self._now()
         try:
             known = self._published.at_hand(_names(submissions))
-            decision = await self._store.run(partial(_commit, submissions=submissions, known=known, now=now))
+            commit = partial(
+                _commit,
+                submissions=submissions,
+                known=known,
+                now=now,
+                steady=time.monotonic() + self._steady_offset,
+                used_at=self._retention.now(),
+            )
+            decision = await self._store.run(commit)
         except ServiceError as error:
             _fail(taken, error)
             return
@@ -139,31 +151,40 @@ class Committer:
                 one.future.set_exception(outcome)
             else:
                 one.future.set_result(outcome)
-        self._count(taken, decision, began, now)
+        try:
+            self._count(taken, decision, began, now)
+        except Exception:  # metrics and activity only observe: their errors must not end the committer
+            log.exception("a commit could not be counted in metrics and activity")
 
     def _count(self, taken: Sequence[_Pending], decision: Decision, began: float, now: float) -> None:
-        ended = time.perf_counter()
+        ended, seen_at = time.perf_counter(), time.monotonic()
         self._metrics.commit_done(ended - began, decision.outcomes)
         for one, outcome in zip(taken, decision.outcomes, strict=True):
             self._phases.note(one.call, QUEUE, one.queued_at, began)
             self._phases.note(one.call, COMMIT, began, ended)
             if not isinstance(outcome, ServiceError):
-                self._contributors.note(one.submission, now, duplicate=outcome.duplicate)
+                self._contributors.note(one.submission, seen_at, at=now, duplicate=outcome.duplicate)
 
     def _now(self) -> float:
         return round(self._clock(), 6)  # microseconds, as the store keeps them
 
 
 def _commit(
-    transaction: Transaction, *, submissions: Sequence[Submission], known: Mapping[str, Record], now: float
+    transaction: Transaction,
+    *,
+    submissions: Sequence[Submission],
+    known: Mapping[str, Record],
+    now: float,
+    steady: float,
+    used_at: float,
 ) -> Decision:
     # Records first: whoever else brings the same contributions waits here, and then finds them in the windows.
     records = transaction.lock_records(_names(submissions), known)
     windows = transaction.lock_windows({submission.producer for submission in submissions})
     held = transaction.held({submission.lease for submission in submissions if submission.lease is not None})
-    decision = decide(records, windows, submissions, now, held)
+    decision = decide(records, windows, submissions, now, held, steady=steady)
     transaction.advance(decision.records)
-    transaction.put_windows(decision.windows, now)
+    transaction.put_windows(decision.windows, used_at)
     return decision
 
 

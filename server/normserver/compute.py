@@ -132,6 +132,11 @@ class Compute:
             self._phases.note(call, QUEUE, began, began)
             self._phases.note(call, COMPUTE, began, ended)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def close(self) -> None:
         """Wait for what is under way; what was not begun is not."""
         with self._changed:

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         description="Where normalizers are kept: sqlite:///PATH for one server, or "
         "postgresql://USER:PASSWORD@HOST/DATABASE for as many as you like.",
     )
+    store_must_exist: bool = Field(
+        False, description="Refuse to start where --store does not exist yet, instead of making a new, empty one."
+    )
     advertise: str = Field(
         "",
         description="HOST:PORT at which clients reach this very server, and no other of the same store: rounds of one "

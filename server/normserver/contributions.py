@@ -87,6 +87,13 @@ class _Pending:
     count: float = 0.0  # rows, kept up to date only where the spec stops at some
 
 
+class _Clock(NamedTuple):
+    """The wall clock, and the same without its steps."""
+
+    now: float
+    steady: float
+
+
 class _Admitted(NamedTuple):
     """A submission that changes nothing, or is gathered; for each of its contributions whether that was left out."""
 
@@ -101,13 +108,20 @@ def decide(
     submissions: Sequence[Submission],
     now: float,
     held: Set[Lease] = frozenset(),
+    *,
+    steady: float | None = None,
 ) -> Decision:
     """Merge submissions, in order, into the records as they stand; `held` are the leases that still hold.
+
+    `now` is the wall clock, which a record's update time shows. `steady` is the same clock without its steps (`now`, if
+    it is not given): contributions that give no time were observed then, so that a step neither forgets what a
+    half-life weighs nor freezes it.
 
     A submission that its window has seen is told so and changes nothing; one that cannot be merged, in any part,
     gets its error, changes nothing and does not use up its sequence. Each record that changes goes up one version,
     however many contributions it takes in; all of them are told that version.
     """
+    clock = _Clock(now, now if steady is None else steady)
     after = dict(windows)
     gathered: dict[str, _Pending] = {}
     admitted: list[_Admitted | ServiceError] = []
@@ -115,7 +129,7 @@ def decide(
         try:
             if submission.lease is not None and submission.lease not in held:
                 raise lost_lease(submission.lease.group)
-            admitted.append(_admit(submission, records, after, gathered, now))
+            admitted.append(_admit(submission, records, after, gathered, clock))
         except ServiceError as error:
             admitted.append(error)
     changed = _merged(gathered.values(), now)
@@ -131,7 +145,7 @@ def _admit(
     records: Mapping[str, Record],
     windows: dict[bytes, Window],
     gathered: dict[str, _Pending],
-    now: float,
+    clock: _Clock,
 ) -> _Admitted:
     window = windows.get(submission.producer, _NEW)
     verdict = window.verdict(submission.sequence)
@@ -145,7 +159,7 @@ def _admit(
     if verdict is Verdict.SEEN:
         return _Admitted(True, targets, [False] * len(targets))
     together = list(zip(submission.contributions, targets, strict=True))
-    times = [_check(contribution, target, now) for contribution, target in together]
+    times = [_check(contribution, target, clock) for contribution, target in together]
     windows[submission.producer] = window.add(submission.sequence)
     taken = [_gather(*one, time) for one, time in zip(together, times, strict=True)]
     return _Admitted(False, targets, [not some for some in taken])
@@ -171,8 +185,11 @@ def _target(contribution: Contribution, records: Mapping[str, Record], gathered:
     return gathered[contribution.name]
 
 
-def _check(contribution: Contribution, target: _Pending, now: float) -> float:
-    """Check that a contribution can be merged; returns when it was observed."""
+def _check(contribution: Contribution, target: _Pending, clock: _Clock) -> float:
+    """Check that a contribution can be merged; returns when it was observed.
+
+    Without a time of its own that is now, but never before what the normalizer has seen.
+    """
     if target.record.frozen:
         raise FailedPrecondition(
             f"normalizer {contribution.name!r} is frozen; unfreeze it to contribute", reason="NORMALIZER_FROZEN"
@@ -182,12 +199,13 @@ def _check(contribution: Contribution, target: _Pending, now: float) -> float:
         raise InvalidArgument(
             contribution.field, f"has {batches.num_features} features; normalizer {contribution.name!r} has {width}"
         )
-    time = now if contribution.observed_at is None else contribution.observed_at
-    if time > now + MAX_AHEAD_SECONDS:
+    given, latest = contribution.observed_at, max(clock)
+    time = max(clock.steady, target.running.time) if given is None else given
+    if given is not None and given > latest + MAX_AHEAD_SECONDS:
         raise InvalidArgument(
             f"{contribution.field}.observe_time",
-            f"is {time - now:.0f} s ahead of the server's clock; expected at most {MAX_AHEAD_SECONDS:.0f}: by time, "
-            "what is to come would outweigh all that was",
+            f"is {given - latest:.0f} s ahead of the server's clock; expected at most {MAX_AHEAD_SECONDS:.0f}: by "
+            "time, what is to come would outweigh all that was",
         )
     try:
         target.policy.check(batches)

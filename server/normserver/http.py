@@ -123,6 +123,11 @@ class HttpServer:
         """The port it is bound to."""
         return int(self._socket.getsockname()[1])
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; false before `start`."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Serve from now on."""
         self._thread.start()

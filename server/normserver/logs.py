@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 
 import structlog
 
@@ -27,5 +28,19 @@ def configure(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    threading.excepthook = _thread_ended
     for library in ("uvicorn", "alembic"):  # "serving" and "stopped" say it already
         logging.getLogger(library).setLevel("WARNING")
+
+
+def set_level(level: str) -> None:
+    """Change the least level that is logged."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """Log the exception that ended a thread, which Python would print on lines of its own."""
+    if ended.exc_type is SystemExit or ended.exc_value is None:
+        return
+    name = "" if ended.thread is None else ended.thread.name
+    logging.getLogger(__name__).critical("thread ended", exc_info=ended.exc_value, extra={"ended": name})

@@ -6,13 +6,13 @@ They are spawned, each with an interpreter of its own: a process that has starte
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import FrameType
 
@@ -23,24 +23,32 @@ log = logging.getLogger(__name__)
 # One that ends sooner than this could not serve, and would not the next time.
 _SETTLED_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
-_PREFIX = "NORMSTATS_"
 
 
-def supervise(settings: Settings) -> int:
-    """Run the processes until SIGTERM or SIGINT; returns the exit code."""
+def supervise(settings: Settings, arguments: Sequence[str]) -> int:
+    """Run the processes until SIGTERM or SIGINT, and pass SIGHUP on to them; returns the exit code.
+
+    `arguments` are the command line's, from which each process reads its settings, and reads them again on SIGHUP.
+    """
     stopping = threading.Event()
+    servers: list[_Server] = []
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopping.set()
 
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        for server in servers:
+            server.reload()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, reload)
     with ExitStack() as kept:
         host, port = split_address(settings.listen)
         if port == 0:
             port = kept.enter_context(_reserved(host)).getsockname()[1]
         settings = settings.model_copy(update={"listen": f"{settings.listen.rpartition(':')[0]}:{port}"})
-        servers = [_Server(settings, index) for index in range(settings.processes)]
+        servers += [_Server(settings, arguments, index) for index in range(settings.processes)]
         code = _watch_over(servers, stopping)
         for server in servers:
             server.terminate()
@@ -62,23 +70,18 @@ def _watch_over(servers: list[_Server], stopping: threading.Event) -> int:
 class _Server:
     """One of the processes. Its pages, and its health, are at the port after that of the one before it."""
 
-    def __init__(self, settings: Settings, index: int) -> None:
+    def __init__(self, settings: Settings, arguments: Sequence[str], index: int) -> None:
         self.index = index
-        own = {
-            "processes": 1,
-            "share_port": True,
-            "http": _counted_up(settings.http, index),
-            "health": _counted_up(settings.health, index),
-        }
-        values = settings.model_copy(update=own).model_dump(mode="json", exclude={"config"}, exclude_none=True)
-        others = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
-        self._environment = others | {f"{_PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+        # The last of two flags counts.
+        own = ["--processes", "1", "--share-port", "--listen", settings.listen]
+        own += ["--http", _counted_up(settings.http, index), "--health", _counted_up(settings.health, index)]
+        self._command = [sys.executable, "-m", "normserver", *arguments, *own]
         self.start()
 
     def start(self) -> None:
         """Start it, or start it again."""
         self._started = time.monotonic()
-        self._process = subprocess.Popen([sys.executable, "-m", "normserver"], env=self._environment)
+        self._process = subprocess.Popen(self._command)
 
     def code(self) -> int | None:
         """Its exit code; None while it runs."""
@@ -87,6 +90,10 @@ class _Server:
     def seconds(self) -> float:
         """How long ago it was started."""
         return time.monotonic() - self._started
+
+    def reload(self) -> None:
+        """Have it reload what may change while it runs."""
+        self._process.send_signal(signal.SIGHUP)
 
     def terminate(self) -> None:
         """Tell it to stop."""

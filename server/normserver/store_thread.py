@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,14 +32,15 @@ class StoreThread:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store", initializer=torch_threads(1))
         self.up = False
 
-    async def open(self) -> None:
-        """Open the store.
+    async def open(self, *, must_exist: bool = False) -> bool:
+        """Open the store; returns whether it is new.
 
         Raises:
             StoreError, StoreUnavailable: it cannot be used.
         """
-        await self._on_thread(self._store.open)
+        is_new = await self._on_thread(partial(self._store.open, must_exist=must_exist))
         self.up = True
+        return is_new
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in one transaction; when this returns, what it wrote is durable.
@@ -79,12 +81,19 @@ class StoreThread:
         return copy.path
 
     async def watch_over(self) -> None:
-        """While the store is down, try it again and again; runs until cancelled."""
+        """Check every second that the store is in its place; while it is down, try it again. Runs until cancelled."""
         while True:
             await asyncio.sleep(_PROBE_SECONDS)
             if not self.up:
                 with contextlib.suppress(Unavailable):
                     await self.run(lambda transaction: transaction.probe())
+                continue
+            try:
+                await self._on_thread(self._store.check)
+            except TryAgain:
+                continue
+            except StoreUnavailable as error:
+                self._failed(error)
 
     @property
     def shared(self) -> bool:

@@ -67,9 +67,9 @@ def test_a_rate_is_right_from_its_start_and_no_burst_makes_it_infinite() -> None
 def test_contributors_are_told_who_was_last_first_and_duplicates_are_told_apart() -> None:
     contributors = Contributors()
     a, b = b"a" * 16, b"b" * 16
-    contributors.note(submission(a, "x", "y"), 1.0, duplicate=False)
-    contributors.note(submission(b, "x"), 2.0, duplicate=False)
-    contributors.note(submission(a, "x", sequence=2), 3.0, duplicate=True)
+    contributors.note(submission(a, "x", "y"), 1.0, at=1.0, duplicate=False)
+    contributors.note(submission(b, "x"), 2.0, at=2.0, duplicate=False)
+    contributors.note(submission(a, "x", sequence=2), 3.0, at=3.0, duplicate=True)
     told = [(one.producer, one.normalizer, one.last_at, one.sequence, one.merged, one.duplicates)
             for one in contributors.last(everything, 10)]  # fmt: skip
     assert told == [(a, "x", 3.0, 2, 1, 1), (b, "x", 2.0, 1, 1, 0), (a, "y", 1.0, 1, 1, 0)]
@@ -80,7 +80,9 @@ def test_contributors_are_told_who_was_last_first_and_duplicates_are_told_apart(
 def test_of_many_contributors_the_last_are_remembered() -> None:
     contributors = Contributors(capacity=10)
     for index in range(1000):
-        contributors.note(submission(index.to_bytes(16, "big"), f"n/{index}"), float(index), duplicate=False)
+        contributors.note(
+            submission(index.to_bytes(16, "big"), f"n/{index}"), float(index), at=float(index), duplicate=False
+        )
     assert [one.normalizer for one in contributors.last(everything, 100)] == [f"n/{i}" for i in range(999, 989, -1)]
     assert contributors.rate("n/5", 1000.0) == 0
     assert contributors.rate("n/999", 999.0) > 0
@@ -89,13 +91,13 @@ def test_of_many_contributors_the_last_are_remembered() -> None:
 def test_a_history_keeps_its_ends_and_is_even_between() -> None:
     history = History(max_points=16)
     for index in range(1, 5001):
-        history.add(point(index, index * 0.5))
+        history.add(point(index, index * 0.5), index * 0.5)
     points = history.points
     assert len(points) <= 16
     assert (points[0].version, points[-1].version) == (1, 5000)
     apart = np.diff([one.at for one in points])[:-1]
     assert apart.max() <= 2.5 * apart.min()
-    history.add(point(5000, 9999.0))
+    history.add(point(5000, 9999.0), 9999.0)
     assert history.points[-1].at == 2500.0
 
 
@@ -104,7 +106,7 @@ def test_a_normalizer_made_again_has_a_history_of_its_own() -> None:
     before, after = (
         Record("a", specs.Standardize(1), 1, None, frozen=False, created_at=at, updated_at=at) for at in (1.0, 2.0)
     )
-    histories.of(before).add(point(7, 1.0))
+    histories.of(before).add(point(7, 1.0), 1.0)
     assert histories.of(after).points == []
     assert [one.version for one in histories.of(before).points] == [7]
 

@@ -131,3 +131,21 @@ def test_by_time_what_was_observed_counts_not_what_arrived() -> None:
     for order in ((early, late), (late, early)):
         decision = decided([record(spec=spec)], *[submission(A, i + 1, c) for i, c in enumerate(order)])
         assert mean_of(decision.records[0]) == pytest.approx(2.0, rel=1e-15)
+
+
+@pytest.mark.parametrize("step", [-4 * 3600.0, 30 * 365 * 86400.0])
+def test_a_step_of_the_wall_clock_does_not_decay_what_gives_no_time(step: float) -> None:
+    spec = specs.Standardize(1, half_life=10)
+    first = decided([record(spec=spec)], submission(A, 1, contribution([0.0]))).records[0]
+    stepped = decide({"n": first}, {}, [submission(A, 2, contribution([3.0]))], NOW + step, steady=NOW + 10)
+    (after,) = stepped.records
+    assert after.updated_at == NOW + step
+    assert mean_of(after) == pytest.approx(2.0), "the first weighs half"
+
+
+def test_a_state_from_the_future_still_learns() -> None:
+    """A server stamped it by a clock that was ahead, and was started again with one that is right."""
+    spec = specs.Standardize(1, half_life=10)
+    first = decide({"n": record(spec=spec)}, {}, [submission(A, 1, contribution([0.0]))], NOW + 1e9).records[0]
+    (after,) = decided([first], submission(A, 2, contribution([3.0]))).records
+    assert mean_of(after) == 1.5

@@ -196,3 +196,29 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="file is not a database"):
         store.open()
     store.close()
+
+
+def test_the_retention_clock_never_goes_back(store: Store) -> None:
+    with store.transaction() as transaction:
+        assert transaction.exchange_retention(5.0) == 5.0
+        assert transaction.exchange_retention(3.0) == 5.0
+    with store.transaction() as transaction:
+        assert transaction.exchange_retention(7.5) == 7.5
+
+
+def test_a_lease_from_before_the_clock_stepped_back_holds_no_longer(store: Store) -> None:
+    with store.transaction() as transaction:
+        transaction.take_lease("g", "here:1", 4 * 3600.0, None)  # as it looks once the clock is 4 h back
+    with store.transaction() as transaction:
+        taken = transaction.take_lease("g", "there:2", 6.0, None)
+        assert (taken.owner, taken.lease) == ("there:2", Lease("g", 2))
+
+
+def test_the_oldest_snapshots_are_those_of_the_oldest_versions(store: Store) -> None:
+    one = record("a")
+    assert one.running is not None
+    with store.transaction() as transaction:
+        transaction.insert(one)
+        for tag, version, created_at in (("old", 3, 100.0), ("new", 4, 50.0)):  # the clock stepped back between
+            transaction.insert_snapshot(SnapshotRecord("a", tag, version, one.running, created_at))
+        assert transaction.oldest_tags("a", 1) == ["old"]

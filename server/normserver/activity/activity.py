@@ -72,7 +72,7 @@ class Activity:
         streams: frozenset[str],
         open_rounds: Callable[[], Sequence[OpenRound]],
         why_not_ready: Callable[[], str],
-        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._about = about
         self._contributors = contributors
@@ -80,9 +80,9 @@ class Activity:
         self._histories = Histories()
         self._open_rounds = open_rounds
         self._why_not_ready = why_not_ready
-        self._clock = clock
+        self._monotonic = monotonic
         self._metrics = metrics
-        self._sampler = Sampler(metrics, streams, clock)
+        self._sampler = Sampler(metrics, streams)
         self._load = deque((self._sampler.sample(),), MAX_SECONDS)
         self._beat = asyncio.Event()
         self._stopping = False
@@ -91,13 +91,15 @@ class Activity:
         """Look at the load every second, and at what has changed; runs until cancelled."""
         while True:
             await asyncio.sleep(_SECOND)
-            self._metrics.producers.set(self._contributors.active(self._clock()))  # here: other threads may not look
+            self._metrics.producers.set(
+                self._contributors.active(self._monotonic())
+            )  # here: other threads may not look
             # On a thread: it is milliseconds, which no call should wait for.
             self._load.append(await asyncio.to_thread(self._sampler.sample))
             beat, self._beat = self._beat, asyncio.Event()
             beat.set()
             for record, point in await asyncio.to_thread(_points, self._changes.take(_POINTS_A_SECOND)):
-                self._histories.of(record).add(point)
+                self._histories.of(record).add(point, self._monotonic())
 
     async def next(self) -> None:
         """Wait for the next second.
@@ -117,7 +119,7 @@ class Activity:
 
     def doing(self, wanted: Callable[[str], bool], limit: int, seconds: int) -> Doing:
         """What is done to names that are wanted: at most so many of each kind; the load of so many seconds."""
-        now, contributors = self._clock(), self._contributors
+        now, contributors = self._monotonic(), self._contributors
         return Doing(
             self._about,
             self._why_not_ready(),
@@ -134,8 +136,8 @@ class Activity:
         """A normalizer's versions, this one included, and who contributed to it."""
         history = self._histories.of(record)
         for _, point in await asyncio.to_thread(_points, (record,)):
-            history.add(point)
-        now = self._clock()
+            history.add(point, self._monotonic())
+        now = self._monotonic()
         contributors = self._contributors.last(lambda name: name == record.name, limit)
         return tuple(history.points), [(one, one.rate.at(now)) for one in contributors]
 

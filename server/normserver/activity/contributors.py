@@ -1,4 +1,7 @@
-"""Who contributes to what, and how often: the last few thousand pairs of producer and normalizer. Pure."""
+"""Who contributes to what, and how often: the last few thousand pairs of producer and normalizer. Pure.
+
+Rates and ages are by the monotonic clock (`now`); the wall clock, which may step, is only shown (`at`).
+"""
 
 from __future__ import annotations
 
@@ -42,12 +45,12 @@ class Rate:
 
 @dataclass(slots=True)
 class Contributor:
-    """A producer, as far as it contributes to one normalizer. `last_at`: seconds since the epoch."""
+    """A producer, as far as it contributes to one normalizer. `last_at`: seconds since 1970, by the wall clock."""
 
     producer: bytes
     normalizer: str
-    last_at: float
     rate: Rate
+    last_at: float = 0.0
     sequence: int = 0
     merged: int = 0
     duplicates: int = 0
@@ -62,24 +65,29 @@ class Contributors:
         self._producers: OrderedDict[bytes, float] = OrderedDict()
         self._rates: OrderedDict[str, Rate] = OrderedDict()
 
-    def note(self, submission: Submission, now: float, *, duplicate: bool) -> None:
-        """A submission was merged, or had been before."""
+    def note(self, submission: Submission, now: float, *, at: float, duplicate: bool) -> None:
+        """Count a submission that was merged, or had been before; `at` is the time to show, in seconds since 1970."""
         producer = submission.producer
         self._producers[producer] = now
         _newest(self._producers, producer, self._capacity)
         for contribution in submission.contributions:
-            self._note(contribution.name, producer, submission.sequence, now, duplicate)
+            pair = self._pair(contribution.name, producer, now)
+            pair.last_at, pair.sequence = at, submission.sequence
+            if duplicate:
+                pair.duplicates += 1
+            else:
+                self._merged(pair, now)
 
-    def _note(self, name: str, producer: bytes, sequence: int, now: float, duplicate: bool) -> None:
+    def _pair(self, name: str, producer: bytes, now: float) -> Contributor:
         key = name, producer
         pair = self._pairs.get(key)
         if pair is None:
-            pair = self._pairs[key] = Contributor(producer, name, now, Rate(now))
+            pair = self._pairs[key] = Contributor(producer, name, Rate(now))
         _newest(self._pairs, key, self._capacity)
-        pair.last_at, pair.sequence = now, sequence
-        if duplicate:
-            pair.duplicates += 1
-            return
+        return pair
+
+    def _merged(self, pair: Contributor, now: float) -> None:
+        name = pair.normalizer
         pair.merged += 1
         pair.rate.add(now)
         if name not in self._rates:

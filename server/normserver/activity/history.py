@@ -28,7 +28,7 @@ class Spread(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A normalizer at one version; `at` in seconds since the epoch."""
+    """A normalizer at one version; `at` in seconds since 1970, by the wall clock."""
 
     version: int
     at: float
@@ -61,21 +61,23 @@ class History:
     def __init__(self, max_points: int = MAX_POINTS) -> None:
         self._max_points = max_points
         self._apart_seconds = 0.0
+        self._added: list[float] = []  # when each point came, by the monotonic clock: the wall clock may step
         self.points: list[Point] = []
 
-    def add(self, point: Point) -> None:
-        """A newer version; one that is not newer changes nothing."""
-        points = self.points
+    def add(self, point: Point, now: float) -> None:
+        """Add a newer version, at a time of the monotonic clock; one that is not newer changes nothing."""
+        points, added = self.points, self._added
         if points and point.version <= points[-1].version:
             return
-        if len(points) > 1 and points[-1].at - points[-2].at < self._apart_seconds:
-            points[-1] = point
+        if len(points) > 1 and added[-1] - added[-2] < self._apart_seconds:
+            points[-1], added[-1] = point, now
             return
         points.append(point)
+        added.append(now)
         if len(points) > self._max_points:
             # Every second one, and twice the time between those to come.
-            del points[1:-1:2]
-            self._apart_seconds = 2 * (points[-1].at - points[0].at) / self._max_points
+            del points[1:-1:2], added[1:-1:2]
+            self._apart_seconds = 2 * (added[-1] - added[0]) / self._max_points
 
 
 class Histories:

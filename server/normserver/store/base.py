@@ -110,11 +110,15 @@ class Transaction(Protocol):
         ...
 
     def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
-        """Remember producers' windows, last used now."""
+        """Remember producers' windows, last used now, by the retention clock."""
         ...
 
     def forget_producers(self, idle_since: float) -> int:
-        """Forget the producers that were last used before that time; returns how many."""
+        """Forget the producers that were last used before that time of the retention clock; returns how many."""
+        ...
+
+    def exchange_retention(self, reading: float) -> float:
+        """Keep a reading of the retention clock, if it is the newest; returns the newest."""
         ...
 
     def take_lease(self, group: str, owner: str, seconds: float, renewed: Lease | None) -> LeaseRecord:
@@ -163,12 +167,20 @@ class Store(Protocol):
     shared: bool
     """Whether other servers may work on it at the same time."""
 
-    def open(self) -> None:
-        """Open, and make or check the schema.
+    def open(self, *, must_exist: bool = False) -> bool:
+        """Open, and make or check the schema. Returns whether the store is new, and so empty.
 
         Raises:
-            StoreError: another process holds it, or its schema is of another version.
+            StoreError: another process holds it, its schema is of another version, or it would be new and must exist.
             StoreUnavailable: it cannot be reached.
+        """
+        ...
+
+    def check(self) -> None:
+        """Look whether the store that was opened is still in its place and can be written. Asked every second.
+
+        Raises:
+            StoreUnavailable: it was deleted, replaced by another, or is read-only.
         """
         ...
 

@@ -10,13 +10,14 @@ from typing import NoReturn
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from normserver.store.base import NoCopies, StoreUnavailable, TryAgain
-from normserver.store.migrate import migrate
+from normserver.store.migrate import Attached, attach, replaced
+from normserver.store.schema import store
 from normserver.store.transaction import CHANGES, SqlTransaction
 
 # Two servers that meet on one row wait for each other; where they cannot, one of them begins again.
@@ -45,10 +46,21 @@ class PostgresStore:
         self._url = url.set(drivername="postgresql+psycopg")
         self._engine: Engine | None = None
         self._listener: _Listener | None = None
+        self._uid: str | None = None
 
-    def open(self) -> None:
+    def open(self, *, must_exist: bool = False) -> bool:
         """Connect; make the tables, or bring them up to date, one server at a time."""
-        self._connect()
+        return self._connect(must_exist=must_exist).is_new
+
+    def check(self) -> None:
+        """Look whether the database is there, and the same."""
+        if self._engine is None:
+            return
+        with self._failing(), self._engine.begin() as connection:
+            found = connection.execute(select(store.c.uid)).scalar_one_or_none()
+        if found != self._uid:
+            self._disconnect()
+            raise replaced(self._name)
 
     @contextmanager
     def transaction(self) -> Iterator[SqlTransaction]:
@@ -57,10 +69,17 @@ class PostgresStore:
         Raises:
             TryAgain: it met another server's.
         """
+        if self._engine is None:
+            self._connect()
+        assert self._engine is not None
+        with self._failing(), self._engine.begin() as connection:
+            yield SqlTransaction(connection)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A block that the database may fail in: then the connection is dropped."""
         try:
-            engine = self._engine or self._connect()
-            with engine.begin() as connection:
-                yield SqlTransaction(connection)
+            yield
         except (DBAPIError, psycopg.Error, OSError) as error:
             if isinstance(error, DBAPIError) and isinstance(error.orig, _AGAIN):
                 raise TryAgain(str(error.orig)) from error
@@ -81,23 +100,20 @@ class PostgresStore:
             self._listener.stop()
         self._disconnect()
 
-    def _connect(self) -> Engine:
+    def _connect(self, *, must_exist: bool = False) -> Attached:
         engine = create_engine(self._url, poolclass=StaticPool, connect_args=dict(_TIMEOUTS))
         try:
             with engine.begin() as connection:
-                self._migrate(connection)
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                attached = attach(connection, self._name, known_uid=self._uid, must_exist=must_exist)
         except (DBAPIError, psycopg.Error, OSError) as error:
             engine.dispose()
             raise StoreUnavailable(self._told(error)) from error
         except BaseException:
             engine.dispose()
             raise
-        self._engine = engine
-        return engine
-
-    def _migrate(self, connection: Connection) -> None:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        migrate(connection, self._name)
+        self._engine, self._uid = engine, attached.uid
+        return attached
 
     def _disconnect(self) -> None:
         if self._engine is not None:

@@ -31,6 +31,14 @@ producers = Table(
     Column("used_at", Double, nullable=False, index=True),
 )
 
+# One row: which store this is, and the newest reading of the retention clock, by which `used_at` above is measured.
+store = Table(
+    "store",
+    metadata,
+    Column("uid", String(32), primary_key=True),
+    Column("served_seconds", Double, nullable=False),
+)
+
 snapshots = Table(
     "snapshots",
     metadata,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
@@ -20,7 +21,7 @@ from normserver.store import urls
 from normserver.store.base import CopyFailed, StoreError, StoreUnavailable
 from normserver.store.copying import SteppedCopy
 from normserver.store.lock import lock_of
-from normserver.store.migrate import migrate
+from normserver.store.migrate import Attached, attach, missing, replaced
 from normserver.store.transaction import SqlTransaction
 
 # WAL with FULL: a commit is one append and one sync of the log (0.3-0.4 ms here); NORMAL would not sync at all.
@@ -35,6 +36,9 @@ _COPY = ".backing-up-"
 _LEFT_BYTES = 64 << 20
 
 
+Inode: TypeAlias = tuple[int, int] | None
+
+
 class SqliteStore:
     """A store in one file. See store.base.Store."""
 
@@ -45,36 +49,51 @@ class SqliteStore:
         self._lock = lock_of(self._path)
         self._engine: Engine | None = None
         self._copy: SteppedCopy | None = None
+        self._uid: str | None = None
+        self._file: Inode = None  # of the file that was opened, and of the log that the connection writes
+        self._log: Inode = None
 
-    def open(self) -> None:
+    def open(self, *, must_exist: bool = False) -> bool:
         """Lock the file, open it, make or check the schema."""
         if not self._path.parent.is_dir():
             raise StoreError(f"there is no folder {self._path.parent}; make it, or give another --store")
+        if must_exist and not self._path.exists():
+            raise missing(str(self._path))
         self._lock.acquire()
         try:
             self._clear_copies()
-            self._connect()
+            return self._connect(must_exist=must_exist).is_new
         except BaseException:
             self._lock.release()
             raise
+
+    def check(self) -> None:
+        """Look whether the file is in its place and can be written."""
+        if self._engine is None:
+            return
+        self._check_place()
+        if not os.access(self._path, os.W_OK):
+            self._disconnect()
+            raise StoreUnavailable(f"{self._path} cannot be written any more: it or its file system is read-only")
 
     @contextmanager
     def transaction(self) -> Iterator[SqlTransaction]:
         """A transaction. After a failure the connection is dropped: a failed sync is never retried on one handle."""
         try:
-            engine = self._engine or self._connect()
-            with engine.begin() as connection:
+            with self._connected().begin() as connection:
                 yield SqlTransaction(connection)
         except _FAILURES as error:
             self._disconnect()
             raise StoreUnavailable(_told(self._path, error)) from error
+        # After the commit, and before anybody is told of it: what was written into a deleted file is lost.
+        self._check_place()
 
     def copy(self) -> SteppedCopy:
         """Begin a copy in a file beside this one, made by the connection itself: no other can read the store."""
         self._abandon_copy()
         try:
             self._check_room()
-            pooled = (self._engine or self._connect()).raw_connection()
+            pooled = self._connected().raw_connection()
             try:
                 source: Any = pooled.driver_connection
             finally:
@@ -94,7 +113,29 @@ class SqliteStore:
         self._disconnect()
         self._lock.release()
 
-    def _connect(self) -> Engine:
+    def _check_place(self) -> None:
+        """Check that the path still names the file and the log that the connection writes.
+
+        Raises:
+            StoreUnavailable: it does not. The connection is closed; the log that was deleted alone is copied into the
+                file by that, and the next transaction goes on with a new one.
+        """
+        if _inode(self._path) != self._file:
+            self._disconnect()
+            raise replaced(str(self._path))
+        if _inode(_log_of(self._path)) != self._log:
+            self._disconnect()
+            raise StoreUnavailable(f"{_log_of(self._path)} was deleted or replaced while the server runs")
+
+    def _connected(self) -> Engine:
+        if self._engine is None:
+            if _inode(self._path) != self._file:
+                raise replaced(str(self._path))
+            self._connect()
+        assert self._engine is not None
+        return self._engine
+
+    def _connect(self, *, must_exist: bool = False) -> Attached:
         engine = create_engine(
             URL.create("sqlite", database=str(self._path)),
             poolclass=StaticPool,
@@ -104,7 +145,7 @@ class SqliteStore:
         event.listen(engine, "begin", _begin)
         try:
             with engine.begin() as connection:
-                migrate(connection, str(self._path))
+                attached = attach(connection, str(self._path), known_uid=self._uid, must_exist=must_exist)
             _make_durable(engine)
         except _FAILURES as error:
             engine.dispose()
@@ -112,11 +153,12 @@ class SqliteStore:
         except BaseException:
             engine.dispose()
             raise
-        self._engine = engine
-        return engine
+        self._engine, self._uid = engine, attached.uid
+        self._file, self._log = _inode(self._path), _inode(_log_of(self._path))
+        return attached
 
     def _check_room(self) -> None:
-        size = sum(path.stat().st_size for path in (self._path, Path(f"{self._path}-wal")) if path.exists())
+        size = sum(path.stat().st_size for path in (self._path, _log_of(self._path)) if path.exists())
         free = shutil.disk_usage(self._path.parent).free
         if free < size + _LEFT_BYTES:
             raise CopyFailed(f"{self._path.parent} has {free} bytes free; a copy takes {size}, and {_LEFT_BYTES} stay")
@@ -136,6 +178,19 @@ class SqliteStore:
         if self._engine is not None:
             engine, self._engine = self._engine, None
             engine.dispose()
+
+
+def _log_of(path: Path) -> Path:
+    return Path(f"{path}-wal")
+
+
+def _inode(path: Path) -> Inode:
+    """Which file a path names: its device and inode; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _told(path: Path, error: Exception) -> str:

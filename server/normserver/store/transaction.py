@@ -156,13 +156,23 @@ class SqlTransaction:
         """Forget the producers that were last used before that time."""
         return self._connection.execute(delete(producers).where(producers.c.used_at < idle_since)).rowcount
 
+    def exchange_retention(self, reading: float) -> float:
+        """Keep a reading of the retention clock, if it is the newest; returns the newest."""
+        greatest = "max" if self._dialect == "sqlite" else "greatest"
+        statement = text(
+            f"UPDATE store SET served_seconds = {greatest}(served_seconds, :reading) RETURNING served_seconds"
+        )
+        return float(self._connection.execute(statement, {"reading": reading}).scalar_one())
+
     def take_lease(self, group: str, owner: str, seconds: float, renewed: Lease | None) -> LeaseRecord:
         """The lease of a group as it is now: `owner`'s, unless somebody else's still holds."""
         now = self._now()
         found = self._connection.execute(
             select(leases).where(leases.c.group_name == group).with_for_update()
         ).one_or_none()
-        if found is not None and found.owner != owner and found.expires_at > now:
+        # A lease that ends later than any grant could is left from before the database's clock stepped back.
+        held = found is not None and now < found.expires_at <= now + 2 * seconds
+        if found is not None and found.owner != owner and held:
             return LeaseRecord(Lease(group, found.token), found.owner, found.expires_at - now)
         token = 1 if found is None else found.token + (renewed != Lease(group, found.token))
         values = {"owner": owner, "token": token, "expires_at": now + seconds}
@@ -213,7 +223,8 @@ class SqlTransaction:
 
     def oldest_tags(self, name: str, beyond: int) -> Sequence[str]:
         """The tags of all snapshots but so many of the newest."""
-        newest_first = (snapshots.c.created_at.desc(), snapshots.c.version.desc(), snapshots.c.tag.desc())
+        # By version first: the clock may have stepped back, a version never does.
+        newest_first = (snapshots.c.version.desc(), snapshots.c.created_at.desc(), snapshots.c.tag.desc())
         query = select(snapshots.c.tag).where(snapshots.c.normalizer == name).order_by(*newest_first)
         return list(self._connection.execute(query).scalars())[beyond:]
 

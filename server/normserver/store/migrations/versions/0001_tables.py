@@ -1,4 +1,6 @@
-"""Normalizers, producers' windows, snapshots, leases."""
+"""Normalizers, producers' windows and the clock that ages them, snapshots, leases."""
+
+import secrets
 
 import sqlalchemy as sa
 from alembic import op
@@ -27,6 +29,12 @@ def upgrade() -> None:
         sa.Column("used_at", sa.Double, nullable=False),
     )
     op.create_index("ix_producers_used_at", "producers", ["used_at"])
+    store = op.create_table(
+        "store",
+        sa.Column("uid", sa.String(32), primary_key=True),
+        sa.Column("served_seconds", sa.Double, nullable=False),
+    )
+    op.bulk_insert(store, [{"uid": secrets.token_hex(16), "served_seconds": 0.0}])
     op.create_table(
         "snapshots",
         sa.Column(
