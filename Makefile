@@ -1,35 +1,28 @@
-# make setup check test demo: on a fresh machine each sets up what it needs. PYTHON picks the interpreter, 3.11 or later.
+# make setup check test demo: on a fresh machine each sets up what it needs. PYTHON picks the interpreter, 3.11 to 3.14;
+# TORCH=cpu or TORCH=cuda the build of torch: tools/install.py.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-
-# Every file that pip installs is checked against a hash, and none is built but normstats. torch is its CPU build where
-# pip's index has that; on Linux PyPI has another alone, which brings CUDA.
-PIP = $(1) -m pip install --quiet --disable-pip-version-check
-PINNED = $(PIP) --require-hashes --only-binary :all: --requirement $(2) --requirement
-INSTALL = $(PINNED) constraints-torch-cpu.txt || $(PINNED) constraints-torch.txt
 
 .PHONY: install setup checkov check test faults bench demo protos sync rules screenshots lock sbom format clean
 .DELETE_ON_ERROR:
 
 install: ## a server and its client, for PYTHON
-	$(call INSTALL,$(PYTHON),constraints-server.txt)
-	$(call PIP,$(PYTHON)) --no-deps --no-build-isolation .
+	$(PYTHON) tools/install.py constraints-server.txt
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt constraints-torch-cpu.txt
-	$(PYTHON) -m venv $(VENV)
-	$(call INSTALL,$(BIN)/python,constraints.txt)
-	$(call PIP,$(BIN)/python) --no-deps --no-build-isolation --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-torch.txt constraints-torch-cpu.txt
+	$(PYTHON) tools/install.py --venv $(VENV) --editable constraints.txt
 	touch $@
 
 checkov: $(VENV)/checkov/.installed ## for the tests of deploy/, in an environment of its own: its pins are not ours
 
 $(VENV)/checkov/.installed: deploy/checkov.txt | setup
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/checkov
-	$(BIN)/uv pip install --quiet --python $(VENV)/checkov/bin/python --require-hashes --only-binary :all: \
+	$(BIN)/uv pip install --quiet --python $(VENV)/checkov/bin/python --no-deps --require-hashes --only-binary :all: \
 	    --requirement deploy/checkov.txt
+	$(BIN)/uv pip check --quiet --python $(VENV)/checkov/bin/python
 	touch $@
 
 check: setup ## lint, types, walls between the rooms, contract, generated code

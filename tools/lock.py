@@ -7,6 +7,7 @@ hashes to what lies in a folder, whatever the versions: given both it would neve
 python tools/lock.py                      add what is new in pyproject.toml; versions stay as they are
 python tools/lock.py --upgrade            take the newest versions
 python tools/lock.py --cpu-torch FOLDER   hash torch's CPU builds too: those for this version that lie there
+python tools/lock.py --cpu-torch https://download.pytorch.org/whl/cpu   take the hashes that this index tells
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL, SERVER, TORCH, CPU = (ROOT / f"constraints{what}.txt" for what in ("", "-server", "-torch", "-torch-cpu"))
@@ -27,7 +30,7 @@ HEADERS = {
     ALL: "Every version that the tests run with, but torch's",
     SERVER: "What a server runs with, on any store, and what builds it, but torch",
     TORCH: "PyPI's torch, and what its build for Linux brings",
-    CPU: "torch's CPU build, of which PyPI has none for Linux",
+    CPU: "torch's CPU build: on Linux from https://download.pytorch.org/whl/cpu, as PyPI has none for Linux",
 }
 # triton is for the tests too, which run the CUDA kernels in its interpreter.
 OF_TORCH = re.compile("(nvidia|cuda)-|(torch|triton)$")
@@ -60,14 +63,34 @@ def resolve(*sources: str, known: str = "", more: Iterable[str] = ()) -> Pins:
         return pins(Path(pinned.name).read_text())
 
 
-def cpu_build(version: str, folder: Path) -> str:
-    """The pin of torch's CPU build: the hashes known before, and those of the files in a folder."""
-    pin = f"torch=={version}+cpu"
-    first, *hashes = CPU.read_text().strip().partition("\n")[2].split(HASH)
-    found = {*hashes} if first == pin else set()
-    for build in folder.glob(f"torch-{version}+cpu-*.whl"):
-        found.add(f"sha256:{hashlib.sha256(build.read_bytes()).hexdigest()}")
-    return HASH.join([pin, *sorted(found)])
+def hashes(text: str) -> set[str]:
+    """The hashes in a text."""
+    return set(re.findall(r"sha256[:=]([0-9a-f]{64})", text))
+
+
+def cpu_hashes(version: str, source: str) -> set[str]:
+    """The hashes of torch's CPU wheels for Linux: those known before, and those of a folder of wheels or an index."""
+    _, _, known = CPU.read_text().partition(f"torch=={version}+cpu")
+    if "://" not in source:
+        wheels = Path(source).glob(f"torch-{version}+cpu-*linux*.whl")
+        return hashes(known) | {hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels}
+    with urlopen(f"{source.rstrip('/')}/torch/") as page:
+        links = re.findall(r'href="([^"]+)"', page.read().decode())
+    ours = re.compile(rf"(.*/)?torch-{re.escape(version)}\+cpu-[^/]*linux")
+    return hashes(known).union(*(hashes(link) for link in links if ours.match(unquote(link))))
+
+
+def builds(torch: str, source: str) -> tuple[str, str]:
+    """The pins of PyPI's torch and of its CPU build, from all that was found. The latter is `+cpu` on Linux, and
+    elsewhere PyPI's own.
+    """
+    first, *found = torch.split(HASH)
+    of_cpu = {f"sha256:{one}" for one in cpu_hashes(first.split("==")[1], source)}
+    # uv finds the CPU build too, where a folder of its settings has it. TORCH=cuda must not install that.
+    of_pypi = [one for one in found if one not in of_cpu]
+    elsewhere = HASH.join([f"{first} ; sys_platform != 'linux'", *of_pypi])
+    on_linux = HASH.join([f"{first}+cpu ; sys_platform == 'linux'", *sorted(of_cpu)])
+    return HASH.join([first, *of_pypi]), f"{elsewhere}\n{on_linux}"
 
 
 def write(path: Path, found: Pins) -> None:
@@ -84,7 +107,7 @@ def main() -> None:
     """Write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
-    parser.add_argument("--cpu-torch", type=Path, default=ROOT / "dist", help="a folder of torch's CPU builds; dist")
+    parser.add_argument("--cpu-torch", default=str(ROOT / "dist"), help="a folder of torch's CPU builds, or an index")
     asked = parser.parse_args()
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     known = "" if asked.upgrade else ALL.read_text() + TORCH.read_text()
@@ -92,10 +115,11 @@ def main() -> None:
     known = "\n".join(everything.values())
     server = resolve("pyproject.toml", *_extras("server", "postgres", "traces", "cuda"), known=known, more=build)
     of_torch = {name: pin for name, pin in server.items() if OF_TORCH.match(name)}
+    of_torch["torch"], cpu = builds(of_torch["torch"], asked.cpu_torch)
     write(ALL, {name: pin for name, pin in everything.items() if name == "triton" or name not in of_torch})
     write(SERVER, {name: pin for name, pin in server.items() if name not in of_torch})
     write(TORCH, of_torch)
-    write(CPU, {"torch": cpu_build(re.split("==| ", of_torch["torch"])[1], asked.cpu_torch)})
+    write(CPU, {"torch": cpu})
 
 
 if __name__ == "__main__":
