@@ -1,0 +1,89 @@
+"""The lock is complete: it is installed as it is, whatever was released after it, by the pip of each Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.install.index import LATER, ROOT, Index, expected
+from tests.install.pythons import environment, run
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MARKERS = "import json; from pip._vendor.packaging.markers import default_environment as e; print(json.dumps(e()))"
+ALL, SERVER = "constraints.txt", "constraints-server.txt"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    return Index(tmp_path_factory.mktemp("index"))
+
+
+@pytest.mark.parametrize(
+    ("version", "newest_pip", "lock", "torch"),
+    [
+        ("3.11", False, ALL, "cpu"),
+        ("3.11", True, SERVER, "cuda"),
+        ("3.12", False, SERVER, "cpu"),
+        ("3.13", True, SERVER, "cpu"),
+        ("3.14", False, SERVER, "cpu"),
+    ],
+)
+def test_what_is_pinned_is_installed_although_everything_has_a_newer_release(
+    version: str, newest_pip: bool, lock: str, torch: str, index: Index, tmp_path: Path
+) -> None:
+    python = environment(tmp_path / "venv", version, newest_pip)
+    of_pip = _installed(python)
+    settings = {"PIP_INDEX_URL": index.url, "PIP_CONFIG_FILE": os.devnull, "TORCH": torch}
+    installed = run(python, index.copy / "tools/install.py", "--pins-only", lock, **settings)
+    assert installed.returncode == 0, installed.stderr
+    markers = json.loads(run(python, "-c", MARKERS).stdout)
+    torch_lock = {"cpu": "constraints-torch-cpu.txt", "cuda": "constraints-torch.txt"}[torch]
+    wanted = expected(ROOT / lock, markers) | expected(ROOT / torch_lock, markers)
+    found = {name: version for name, version in _installed(python).items() if name not in of_pip or name in wanted}
+    assert found == wanted
+    assert LATER not in found.values()
+
+
+def _installed(python: str) -> dict[str, str]:
+    listed = json.loads(run(python, "-m", "pip", "list", "--format", "json").stdout)
+    return {re.sub("[-_.]+", "-", one["name"]).lower(): one["version"] for one in listed}
+
+
+def test_make_and_the_images_install_by_this_alone() -> None:
+    for target in ("setup", "install"):
+        told = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        (line,) = (line for line in told.splitlines() if not line.startswith("touch "))
+        assert re.fullmatch(r"\S+ tools/install\.py [^|&;]+", line)
+    for file in ("Makefile", "deploy/Dockerfile"):
+        for line in (ROOT / file).read_text().replace("\\\n", " ").splitlines():
+            assert "pip install" not in line or "--no-deps" in line, line
+
+
+def test_the_pythons_that_are_named_are_those_that_are_pinned() -> None:
+    from tools.install import PYTHONS
+
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert named == list(PYTHONS)
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+
+
+@pytest.mark.parametrize("platform", ["x86_64-manylinux_2_36", "aarch64-manylinux_2_36"])
+@pytest.mark.parametrize("lock", [ALL, SERVER, "constraints-torch.txt"])
+def test_every_pin_has_a_wheel_for_every_python_that_is_named(lock: str, platform: str, tmp_path: Path) -> None:
+    from tools.install import PYTHONS
+
+    for version in PYTHONS:
+        command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--target", str(tmp_path)]
+        command += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", lock]
+        command += ["--python-version", version, "--python-platform", platform]
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if "Failed to fetch" in told.stderr or "error sending request" in told.stderr:
+            pytest.skip("PyPI is not in reach")
+        assert told.returncode == 0, (version, told.stderr)
