@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install setup checkov check test faults bench demo protos sync rules screenshots lock sbom format clean
+.PHONY: install setup checkov check test faults bench demo protos sync rules screenshots lock sbom dist format clean
 .DELETE_ON_ERROR:
 
 install: ## a server and its client, for PYTHON
@@ -71,6 +71,9 @@ lock: setup ## pin and hash what is new in pyproject.toml: constraints*.txt
 
 sbom: setup ## a list, in CycloneDX, of all that a server runs with: dist/normstats.cdx.json
 	$(BIN)/python tools/sbom.py
+
+dist: setup ## a wheel of normstats, checked: dist/normstats-*.whl
+	$(BIN)/python tools/wheel.py
 
 format: setup
 	$(BIN)/ruff format .

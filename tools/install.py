@@ -62,11 +62,12 @@ def make_environment(folder: Path) -> str:
     if made.returncode:
         if new:
             shutil.rmtree(folder, ignore_errors=True)
-        reason = " ".join(made.stdout.split()) or "it gave no reason"
-        raise InstallError(
-            f"{sys.executable} could not make the virtual environment {folder}: {reason}\nOn Debian and Ubuntu venv is"
-            " a package of its own (apt install python3-venv); or name another Python: make setup PYTHON=python3.12"
-        )
+        if "ensurepip" in made.stdout:
+            raise InstallError(
+                f"{sys.executable} cannot make a virtual environment, as it has no ensurepip. Install it (on Debian and"
+                " Ubuntu: apt install python3-venv), or name another Python: make setup PYTHON=python3.12"
+            )
+        raise InstallError(f"{sys.executable} could not make the virtual environment {folder}:\n{made.stdout.strip()}")
     return str(folder / "bin/python")
 
 
