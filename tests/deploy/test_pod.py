@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from normcore.kernels.cpu import compiled
-from normcore.kernels.cpu.compiled.language import KERNELS
 from normstats.cli.app import cli
 from tests.certificates import Authority
+from tests.deploy.kernels import kernels
 from tests.deploy.kubelet import Pod
 from tests.deploy.manifests import ROOT, mounted, server, settings_files
 
@@ -27,17 +24,6 @@ client = normstats.connect("127.0.0.1:50051", tls=normstats.TLS("{ca}", server_n
 client.create("robot/obs", normstats.Standardize(2)).update([[1.0, 2.0], [3.0, 4.0]])
 print(client.get("robot/obs").stats().count)
 """
-
-
-def kernels(folder: Path) -> Path:
-    """Those that were compiled already, where numba looks for them below NUMBA_CACHE_DIR."""
-    package = Path(compiled.__file__).parent
-    there = folder / "kernels" / f"{package.name}_{hashlib.sha1(str(package).encode()).hexdigest()}"
-    there.mkdir(parents=True)
-    _, edition = KERNELS[0]._function.__qualname__.rsplit("-", 1)
-    for kept in (package / "__pycache__").glob(f"*-{edition}-*"):
-        shutil.copy2(kept, there)
-    return folder / "kernels"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces take root")

@@ -14,7 +14,20 @@ from click.testing import CliRunner
 
 from normserver.metrics import Metrics
 from normstats.cli.app import cli
-from tests.deploy.manifests import ADAPTER, DEPLOY, README, ROOT, WORKLOADS, objects, parsed, pod, rendered, rules
+from tests.deploy.manifests import (
+    ADAPTER,
+    DEPLOY,
+    README,
+    ROOT,
+    WORKLOADS,
+    Object,
+    objects,
+    parsed,
+    pod,
+    rendered,
+    rules,
+    server,
+)
 
 METRIC = r"\bnormstats[:_][a-z][a-z0-9_:]*"
 
@@ -120,14 +133,45 @@ def test_its_sizes_are_the_figures_that_were_measured() -> None:
         assert (two_servers if "two servers" in take else sqlite).strip().startswith(f"{rate} ({milliseconds}, ")
 
 
-@pytest.mark.parametrize("change", re.findall(r"```yaml\n(patches:.*?)```", README, re.DOTALL))
-def test_the_changes_it_proposes_can_be_made(change: str, tmp_path: Path) -> None:
-    beginning = "kind: Kustomization\nresources: [../normstats/deploy/kustomize/overlays/postgres]\n"
+def _proposed(heading: str, overlay: str, tmp_path: Path) -> list[tuple[Object, Object]]:
+    """What the patches below a heading change of an overlay: pairs of before and after."""
+    (change,) = re.findall(r"```yaml\n(patches:.*?)```", README.split(f"# {heading}\n")[1].split("\n#")[0], re.DOTALL)
+    beginning = f"kind: Kustomization\nresources: [../normstats/deploy/kustomize/{overlay}]\n"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/kustomization.yaml").write_text(beginning + change)
     (tmp_path / "normstats").symlink_to(ROOT)
-    before, after = objects("overlays/postgres"), parsed(rendered(tmp_path / "mine"))
-    changed = [(one, other) for one, other in zip(before, after, strict=True) if one != other]
-    ((one, other),) = changed
+    before, after = objects(overlay), parsed(rendered(tmp_path / "mine"))
+    return [(one, other) for one, other in zip(before, after, strict=True) if one != other]
+
+
+def test_every_change_that_it_proposes_is_tried_here() -> None:
+    assert len(re.findall(r"```yaml\npatches:", README)) == 3
+
+
+def test_the_autoscaler_can_do_without_queue_time(tmp_path: Path) -> None:
+    ((one, other),) = _proposed("How many there are", "overlays/postgres", tmp_path)
     assert one["kind"] == "HorizontalPodAutoscaler"
     assert other["spec"]["metrics"] == one["spec"]["metrics"][1:]
+
+
+@pytest.mark.parametrize("overlay", ["base", "overlays/postgres"])
+def test_images_can_be_pulled_with_a_secret(overlay: str, tmp_path: Path) -> None:
+    ((one, other),) = _proposed("A registry that asks who you are", overlay, tmp_path)
+    assert one["kind"] == "ServiceAccount"
+    (named,) = other["imagePullSecrets"]
+    assert f"create secret docker-registry {named['name']} " in README
+    names = {pod(made)["spec"]["serviceAccountName"] for made in objects(overlay) if made["kind"] in WORKLOADS}
+    assert names == {one["metadata"]["name"]}
+
+
+def test_a_gpu_can_do_without_a_runtime_class(tmp_path: Path) -> None:
+    ((one, other),) = _proposed("A GPU", "overlays/gpu", tmp_path)
+    without = {name: value for name, value in pod(one)["spec"].items() if name != "runtimeClassName"}
+    assert pod(one)["spec"] != without == pod(other)["spec"]
+
+
+def test_the_console_is_at_the_port_that_is_forwarded() -> None:
+    (port,) = re.findall(r"port-forward statefulset/normstats (\d+)$", README, re.MULTILINE)
+    ports = {one["name"]: one["containerPort"] for one in server("base")["spec"]["containers"][0]["ports"]}
+    assert ports["http"] == int(port)
+    assert f"https://localhost:{port}" in README

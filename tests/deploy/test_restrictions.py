@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
 import pytest
 
+from normserver import config
 from tests.deploy.manifests import (
     ALL,
     README,
     RENDERED,
+    Object,
     claim_templates,
     objects,
     pods,
@@ -88,8 +93,48 @@ def test_nothing_comes_in_or_goes_out_but_what_a_policy_allows(which: str) -> No
     inward = {name for name, spec in policies.items() if spec.get("ingress")}
     outward = {name for name, spec in policies.items() if spec.get("egress")}
     assert inward == {"normstats-clients", "normstats-metrics"}
-    assert outward == {"dns"} | ({"normstats-database"} if which == "overlays/postgres" else set())
+    more = {"overlays/postgres": {"normstats-database"}, "overlays/traces": {"normstats-traces"}}
+    assert outward == {"dns"} | more.get(which, set())
     for spec in policies.values():
         for rule in [*spec.get("ingress", ()), *spec.get("egress", ())]:
             assert rule["ports"]
             assert rule.get("from") or rule.get("to")
+
+
+def test_names_are_asked_of_whichever_dns_a_cluster_has() -> None:
+    (policy,) = (one["spec"] for one in objects("base") if one["metadata"]["name"] == "dns")
+    asked = {
+        (_destination(to), port["protocol"], port["port"])
+        for rule in policy["egress"]
+        for to in rule["to"]
+        for port in rule["ports"]
+    }
+    dns = {("kube-system", 53), ("169.254.20.10/32", 53), ("openshift-dns", 5353)}
+    assert asked == {(name, protocol, port) for name, port in dns for protocol in ("UDP", "TCP")}
+
+
+def _destination(to: Object) -> str:
+    if "ipBlock" in to:
+        return str(to["ipBlock"]["cidr"])
+    return str(to["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"])
+
+
+def test_traces_go_where_a_policy_lets_them(settings: Callable[[str], config.Settings]) -> None:
+    assert settings("overlays/traces").traces
+    env = {one["name"]: one.get("value") for one in server("overlays/traces")["spec"]["containers"][0]["env"]}
+    endpoint = urlsplit(env["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    (policy,) = (one["spec"] for one in objects("overlays/traces") if one["metadata"]["name"] == "normstats-traces")
+    (rule,) = policy["egress"]
+    assert [_destination(to) for to in rule["to"]] == [str(endpoint.hostname).split(".")[1]]
+    assert rule["ports"] == [{"protocol": "TCP", "port": endpoint.port}]
+    assert policy["podSelector"]["matchLabels"].items() <= server("overlays/traces")["metadata"]["labels"].items()
+
+
+def test_a_bad_image_can_be_replaced_by_applying_a_good_one() -> None:
+    """OrderedReady waits for the bad pod to become ready before it replaces it: for ever."""
+    assert workload_of("base")["spec"]["podManagementPolicy"] == "Parallel"
+
+
+def test_a_gpu_is_reached_by_the_runtime_class_that_its_operator_makes() -> None:
+    assert server("overlays/gpu")["spec"]["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in server("base")["spec"]
