@@ -69,9 +69,12 @@ def reduce(stack: Parts, *, between: bool = True) -> Parts:
         m2   = sum m2 + (sum n d^2 - n D^2)      (the second part only if `between`)
 
     The difference cancels at most a factor of K, since n_r D^2 is in it and n_r is at least n / K: 10 of 106 bits for
-    a thousand. What counts 0 adds 0, to the bit.
+    a thousand. What counts 0 adds 0, to the bit. Sums go in the order of the stack, as the compiled kernels add them:
+    both give the same bits.
     """
-    count = stack.n.sum(0)
+    count = torch.zeros_like(stack.n[0])
+    for n in stack.n:
+        count = count + n
     heaviest = stack.n.argmax(0, keepdim=True).expand(1, *stack.min.shape[1:])
     mean = twofold.each(lambda t: t.gather(0, heaviest)[0], stack.mean)
     delta = twofold.sub(stack.mean, mean)

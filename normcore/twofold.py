@@ -86,12 +86,11 @@ def each(function: Callable[[Tensor], Tensor], value: Twofold) -> Twofold:
 
 
 def total(values: Twofold) -> Twofold:
-    """The sum along the first axis, pairwise."""
-    hi, lo = values
-    while (half := hi.shape[0] // 2) > 0:
-        pairs = add(Twofold(hi[:half], lo[:half]), Twofold(hi[half : 2 * half], lo[half : 2 * half]))
-        hi, lo = torch.cat((pairs.hi, hi[2 * half :])), torch.cat((pairs.lo, lo[2 * half :]))
-    return Twofold(hi[0], lo[0])
+    """The sum along the first axis, in its order, as the compiled kernels add: every word is the same as theirs."""
+    result = from_double(torch.zeros_like(values.hi[0]))
+    for hi, lo in zip(values.hi, values.lo, strict=True):
+        result = add(result, Twofold(hi, lo))
+    return result
 
 
 def at_least_0(value: Twofold) -> Twofold:
