@@ -6,26 +6,30 @@ GET /api/GetRunningStats?normalizer=robot/obs answers what GetRunningStats answe
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from normserver import gateway, status
-from normserver.errors import DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, ServiceError
+from normserver.door import Received
+from normserver.errors import DeadlineExceeded, InvalidArgument, NotFound, ServiceError, Unavailable
 from normserver.gateway import Gateway, Refused
 
 T = TypeVar("T")
 
-_MAX_BODY_BYTES = 1 << 20
+# What a body may say is known before it is parsed: bytes, objects and arrays, and what these hold. The largest is the
+# affine parameters of 49,000 features, which are two strings.
+_MAX_BODY_BYTES, _MAX_NESTED, _MAX_VALUES = 1 << 20, 32, 1024
+_MAX_QUOTED = 200
 _DEADLINE_SECONDS = 30.0
 _KEEP_ALIVE_SECONDS = 15.0
 
@@ -56,13 +60,16 @@ class EventLoop:
 
 
 class Api:
-    """The pages below /api. What goes wrong on them is raised: `HANDLERS` tell it."""
+    """The pages below /api. What goes wrong on them is raised: `HANDLERS` tell it.
 
-    def __init__(self, gateway: Gateway, loop: EventLoop, *, only_here: bool) -> None:
-        """`only_here`: nobody but this machine can reach them."""
+    Nothing of a body is read before its caller is known and has come through the door.
+    """
+
+    def __init__(self, gateway: Gateway, loop: EventLoop, *, body_seconds: float) -> None:
+        """`body_seconds`: how long a body may take to arrive."""
         self._gateway = gateway
         self._loop = loop
-        self._only_here = only_here
+        self._body_seconds = body_seconds
         self.routes = [Route("/api/{method}", self._answer, methods=["GET", "POST"])]
 
     async def call(self, method: str, message: Message, request: Request) -> Message:
@@ -71,12 +78,7 @@ class Api:
         Raises:
             Refused: it ended with an error.
         """
-        self._check_host(request)
-        try:
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                return await self._loop.start(self._gateway.call(method, message, *_who(request)))
-        except TimeoutError:
-            raise DeadlineExceeded(f"not done within {_DEADLINE_SECONDS:g} s") from None
+        return await self._call(method, _at_once(Received(message, message.ByteSize())), request)
 
     async def _answer(self, request: Request) -> Response:
         method, reads = request.path_params["method"], request.method != "POST"
@@ -85,63 +87,87 @@ class Api:
         if method not in (gateway.READS if reads else gateway.WRITES):
             known = gateway.READS + gateway.WATCHES + gateway.WRITES
             raise NotFound(f"there is no such page; there are: {', '.join(known)}", reason="NO_SUCH_PAGE")
-        message = _queried(method, request) if reads else await _sent(method, request)
-        return Response(_json(await self.call(method, message, request)), media_type="application/json")
+        receive = _at_once(_queried(method, request)) if reads else self._receiving(method, request)
+        return Response(_json(await self._call(method, receive, request)), media_type="application/json")
 
-    async def _watch(self, method: str, message: Message, request: Request) -> Response:
-        self._check_host(request)
-        queue: asyncio.Queue[Message | Refused] = asyncio.Queue(1)  # of the server's loop
+    async def _call(self, method: str, receive: Callable[[], Awaitable[Received]], request: Request) -> Message:
+        self._gateway.check_caller(method, *_who(request))
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                reply = await self._loop.start(self._gateway.call(method, receive, *_who(request)))
+        except TimeoutError:
+            raise DeadlineExceeded(f"not done within {_DEADLINE_SECONDS:g} s") from None
+        request.state.recognized = True
+        return reply
 
-        async def pump() -> None:
-            try:
-                await self._gateway.watch(method, message, *_who(request), queue.put)
-            except Refused as error:
-                await queue.put(error)
+    def _receiving(self, method: str, request: Request) -> Callable[[], Awaitable[Received]]:
+        """Receives the body, for the server's loop, on this one."""
+        here = EventLoop(asyncio.get_running_loop())
 
-        pumping = self._loop.start(pump())
-        first = await self._loop.start(queue.get())
-        if isinstance(first, Refused):
-            raise first
+        async def receive() -> Received:
+            return await here.start(_sent(method, request, self._body_seconds))
+
+        return receive
+
+    async def _watch(self, method: str, received: Received, request: Request) -> Response:
+        self._gateway.check_caller(method, *_who(request))
+        queue: asyncio.Queue[Message] = asyncio.Queue(1)  # of the server's loop
+        pumping = self._loop.start(self._gateway.watch(method, _at_once(received), *_who(request), queue.put))
+        events = self._events(queue, pumping)
+        first = await anext(events)  # an error before it has a status of its own
+        request.state.recognized = True
         return StreamingResponse(
-            self._events(first, queue, pumping),
+            self._told_as_events(first, events),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
-    async def _events(
-        self, first: Message, queue: asyncio.Queue[Message | Refused], pumping: asyncio.Future[None]
-    ) -> AsyncIterator[str]:
-        message: Message | Refused = first
-        following: asyncio.Future[Message | Refused] | None = None
+    async def _told_as_events(self, first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+        async with aclosing(events):
+            try:
+                yield first
+                async for event in events:
+                    yield event
+            except (Refused, ServiceError) as error:
+                yield f"event: error\ndata: {json.dumps(_told(_status_of(error)))}\n\n"
+
+    async def _events(self, queue: asyncio.Queue[Message], pumping: asyncio.Future[None]) -> AsyncGenerator[str, None]:
+        """What is pumped, until pumping ends, with whatever error."""
+        following: asyncio.Future[Message] | None = None
         try:
-            while not isinstance(message, Refused):
-                yield f"data: {_json(message)}\n\n"
+            while True:
                 following = self._loop.start(queue.get())
-                while not (await asyncio.wait((following,), timeout=_KEEP_ALIVE_SECONDS))[0]:
-                    yield ": keep-alive\n\n"
-                message = following.result()
-            yield f"event: error\ndata: {json.dumps(_told(message.told))}\n\n"
+                while not following.done():
+                    either = (following, pumping)
+                    await asyncio.wait(either, timeout=_KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    if pumping.done() and not following.done():
+                        await pumping
+                        raise Unavailable("the server ended the stream; watch again", reason="STOPPING")
+                    if not following.done():
+                        yield ": keep-alive\n\n"
+                yield f"data: {_json(following.result())}\n\n"
         finally:
             for future in (pumping, following):
                 if future is not None:
                     future.cancel()
 
-    def _check_host(self, request: Request) -> None:
-        """A name that a stranger's page has resolve to this machine does not make it that page's own."""
-        if self._only_here and not _is_address_or_localhost(request.url.hostname or ""):
-            raise PermissionDenied(
-                "this console is for this machine; ask for it as localhost or by its address", reason="OTHER_HOST"
-            )
-
 
 def refused(_: Request, error: Exception) -> Response:
     """An error, as HTTP has it."""
-    told = error.told if isinstance(error, Refused) else status.told(error, "http")
+    told = _status_of(error)
     headers = {"WWW-Authenticate": "Bearer"} if told.code == code_pb2.UNAUTHENTICATED else None
-    return JSONResponse(_told(told), _STATUS.get(told.code, 500), headers)
+    return Response(json.dumps(_told(told)), _STATUS.get(told.code, 500), headers, "application/json")
 
 
-HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {Refused: refused, ServiceError: refused}
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
+    Refused: refused,
+    ServiceError: refused,
+    Exception: refused,
+}
+
+
+def _status_of(error: Exception) -> status_pb2.Status:
+    return error.told if isinstance(error, Refused) else status.told(error, "http")
 
 
 def _told(told: status_pb2.Status) -> dict[str, str]:
@@ -162,7 +188,14 @@ def _json(message: Message) -> str:
     return json_format.MessageToJson(message, always_print_fields_with_no_presence=True, indent=None)
 
 
-def _queried(method: str, request: Request) -> Message:
+def _at_once(received: Received) -> Callable[[], Awaitable[Received]]:
+    async def receive() -> Received:
+        return received
+
+    return receive
+
+
+def _queried(method: str, request: Request) -> Received:
     """The request that a query says."""
     kind, query = gateway.request_of(method), request.query_params
     repeats = gateway.repeats(kind)
@@ -170,21 +203,71 @@ def _queried(method: str, request: Request) -> Message:
     for key in query:
         value = [_typed(one) for one in query.getlist(key)]
         fields[key] = value if repeats.get(key) else value[-1]
-    return _parsed(kind, fields)
-
-
-async def _sent(method: str, request: Request) -> Message:
-    """The request that a body says."""
-    body = b""
-    async for some in request.stream():
-        body += some
-        if len(body) > _MAX_BODY_BYTES:
-            raise InvalidArgument("body", f"has more than {_MAX_BODY_BYTES} bytes")
     try:
-        fields = json.loads(body or b"{}")
-    except ValueError as error:
-        raise InvalidArgument("body", "is no JSON") from error
-    return _parsed(gateway.request_of(method), fields)
+        message = _parsed(kind, fields)
+    except InvalidArgument as error:
+        return Received(None, 0, error)
+    return Received(message, message.ByteSize())
+
+
+async def _sent(method: str, request: Request, seconds: float) -> Received:
+    """The request that a body says, as JSON."""
+    body = bytearray()
+    try:
+        _check_type(request)
+        async with asyncio.timeout(seconds):
+            async for some in request.stream():
+                body += some
+                if len(body) > _MAX_BODY_BYTES:
+                    raise InvalidArgument("body", f"has more than {_MAX_BODY_BYTES} bytes")
+        return Received(_parsed(gateway.request_of(method), _loaded(bytes(body))), len(body))
+    except InvalidArgument as error:
+        return Received(None, len(body), error)
+    except ClientDisconnect:
+        return Received(None, len(body), InvalidArgument("body", "ends early: the connection was closed"))
+    except TimeoutError:
+        sentence = f"did not arrive within {seconds:g} s; {len(body)} bytes did"
+        return Received(None, len(body), InvalidArgument("body", sentence, reason="BODY_TIMEOUT"))
+
+
+def _check_type(request: Request) -> None:
+    sent = request.headers.get("content-type", "")
+    if sent and sent.partition(";")[0].strip().lower() != "application/json":
+        raise InvalidArgument("body", f"is {sent[:100]!a}; expected Content-Type: application/json")
+
+
+def _loaded(body: bytes) -> Any:
+    """What JSON says, which is bounded before it is parsed and means the same to all who read it."""
+    if (nested := body.count(b"{") + body.count(b"[")) > _MAX_NESTED:
+        raise InvalidArgument("body", f"has {nested} objects and arrays; expected {_MAX_NESTED} at most")
+    if (values := body.count(b",")) > _MAX_VALUES:
+        raise InvalidArgument("body", f"has more than {values} values; expected {_MAX_VALUES} at most")
+    try:
+        text = body.decode("utf-8") or "{}"
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("body", f"is no UTF-8 at byte {error.start}; expected JSON") from None
+    except json.JSONDecodeError as error:
+        raise InvalidArgument("body", f"is no JSON at byte {error.pos}: {error.msg}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InvalidArgument("body", f"has a number that cannot be read: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InvalidArgument("body", "has a field twice in one object; expected each once")
+    return found
+
+
+def _no_number(value: str) -> NoReturn:
+    raise InvalidArgument("body", f"has {value}, which JSON has not; expected a number")
+
+
+def _finite(value: str) -> float:
+    if not math.isfinite(number := float(value)):
+        raise InvalidArgument("body", f"has the number {value[:40]}, which no float64 holds")
+    return number
 
 
 def _parsed(kind: type[Message], fields: Any) -> Message:
@@ -193,20 +276,12 @@ def _parsed(kind: type[Message], fields: Any) -> Message:
         raise InvalidArgument("request", "is no object; expected the request's fields by their names")
     try:
         json_format.ParseDict(fields, message)
-    except json_format.ParseError as error:
+    except (json_format.ParseError, ValueError, TypeError, OverflowError, AttributeError) as error:
         known = ", ".join(field.name for field in kind.DESCRIPTOR.fields)
-        raise InvalidArgument("request", f"cannot be read: {str(error).splitlines()[0]} Fields: {known}") from error
+        why = str(error).partition("\n")[0][:_MAX_QUOTED].encode(errors="backslashreplace").decode()
+        raise InvalidArgument("request", f"cannot be read: {why} Fields: {known}") from None
     return message
 
 
 def _typed(value: str) -> str | bool:
     return {"true": True, "false": False}.get(value, value)
-
-
-def _is_address_or_localhost(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        ipaddress.ip_address(host)
-        return True
-    return False

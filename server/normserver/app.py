@@ -33,13 +33,14 @@ from normserver.certificates import Certificates
 from normserver.chunks import Chunks
 from normserver.committer import Committer
 from normserver.compute import Compute
-from normserver.config import Settings, is_local, split_address
+from normserver.config import Settings, split_address
 from normserver.contributing import Contributing
 from normserver.door import Door, Room
 from normserver.errors import Unauthenticated, Unavailable
 from normserver.gateway import Gateway
 from normserver.health import HealthServer
 from normserver.http import HttpServer, application
+from normserver.http_connections import Limits
 from normserver.interceptors import Edge
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
@@ -133,6 +134,7 @@ class App:
             streams_limit=settings.max_streams,
             held_limit_bytes=settings.max_memory_bytes,
             stream_held_limit_bytes=settings.max_stream_bytes,
+            http_connections_limit=settings.http_max_connections,
             compute_queue_limit=settings.max_queued_normalizations,
             pending_contributions_limit=settings.max_pending_contributions,
         )
@@ -192,7 +194,9 @@ class App:
             await self._exchange_retention()
             if self._settings.http:
                 tls = None if self._certificates is None else self._certificates.context
-                self._http = HttpServer(self._pages(), self._settings.http, tls)
+                self._http = HttpServer(
+                    self._pages(), self._settings.http, _http_limits(self._settings), self.metrics, tls
+                )
             if self._settings.health:
                 self._probes = HealthServer(self._settings.health)
             port = self._listen(self._settings.listen)
@@ -311,7 +315,7 @@ class App:
 
     def _pages(self) -> Starlette:
         here = EventLoop(asyncio.get_running_loop())
-        api = Api(self._gateway, here, only_here=is_local(self._settings.http))
+        api = Api(self._gateway, here, body_seconds=self._settings.http_request_timeout)
         more = [*api.routes, *NormalizerMetrics(api).routes]
         told = self.why_not_alive, self.why_not_ready, self._may_read
         return application(self.metrics.registry, *told, more, HANDLERS)
@@ -486,6 +490,15 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_time_ms", 60_000),
     ]
+
+
+def _http_limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.http_max_connections,
+        settings.http_max_connections_per_address,
+        settings.http_request_timeout,
+        settings.http_idle_timeout,
+    )
 
 
 def _milliseconds(seconds: float) -> int:

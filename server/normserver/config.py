@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -24,6 +25,19 @@ file that --config names (max_message_bytes = 1048576). A flag wins over a varia
 
 Example: normstats serve --listen 127.0.0.1:50051 --store sqlite:///normstats.db
 """
+
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _in_seconds(value: Any) -> Any:
+    """What "500ms", "10s", "5m", "24h" and "7d" are in seconds; all else as it is."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhd])\s*", value)):
+        return float(found[1]) * _UNITS[found[2]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_in_seconds)]
 
 
 class Settings(BaseSettings):
@@ -43,6 +57,24 @@ class Settings(BaseSettings):
     listen: str = Field("127.0.0.1:50051", description="HOST:PORT of gRPC, or unix:PATH. Port 0 picks a free one.")
     http: str = Field(
         "127.0.0.1:9464", description="HOST:PORT of console, /metrics, /healthz and /readyz; empty for none."
+    )
+    http_max_connections: int = Field(
+        1024,
+        ge=1,
+        description="Connections to --http at a time. One more closes the oldest on which no caller was recognized, or "
+        "the one that is idle longest.",
+    )
+    http_max_connections_per_address: int = Field(
+        256, ge=1, description="The same of one address; of a network of 64 bits, if that is of IPv6."
+    )
+    http_request_timeout: Seconds = Field(
+        10,
+        gt=0,
+        description="How long a connection to --http may take to encrypt and to send the headers of a request, and how "
+        "long the body then may take: 10s, 1m.",
+    )
+    http_idle_timeout: Seconds = Field(
+        60, gt=0, description="How long a connection to --http may stay open between two requests: 60s, 5m."
     )
     health: str = Field(
         "",

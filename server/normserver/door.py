@@ -101,6 +101,14 @@ class Door:
         self._make_room(call)
         return call
 
+    def known(self, metadata: Metadata) -> Identity | None:
+        """Who calls by a token; None if none came. Changes nothing: it may be asked on any thread.
+
+        Raises:
+            Unauthenticated: the token is nobody's, or its time is over.
+        """
+        return ANYONE if self._credentials is None else self._credentials.known(token_of(metadata))
+
     def leave(self, call: Call) -> None:
         """It has ended; what it held is free."""
         self._held_bytes -= call.held_bytes
@@ -134,6 +142,8 @@ class Door:
             self.hold(call, received.size_bytes)
         if call.taken is not None:
             call.taken.message(received.size_bytes)
+        if isinstance(received.error, ServiceError):  # it says why itself
+            raise received.error
         if received.error is not None:
             raise InvalidArgument("request", "cannot be read; expected the contract's message", reason="UNREADABLE")
         if call.identity is not ANYONE:

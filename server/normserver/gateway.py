@@ -6,19 +6,20 @@ Messages are the contract's own, so that what a page shows is what a client is t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from normserver import audit, calls, status
-from normserver.access.grants import ANYONE
+from normserver.access.grants import ANYONE, Identity
 from normserver.calls import Call
 from normserver.door import Door, Received
-from normserver.errors import PermissionDenied, Unauthenticated, Unavailable
+from normserver.errors import PermissionDenied, ServiceError, Unauthenticated, Unavailable
 from normserver.lifetime import Lifetime
-from normserver.observing import Observer
+from normserver.observing import Observed, Observer
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceServicer
 
@@ -66,19 +67,39 @@ class Gateway:
         self._observer = observer
         self._lifetime = lifetime
 
-    async def call(self, method: str, request: Message, authorization: str, caller: str) -> Message:
-        """One call of READS or WRITES.
+    def check_caller(self, method: str, authorization: str, caller: str) -> None:
+        """Look at who calls, and at nothing else. May be asked on any thread: strangers cost the event loop nothing.
+
+        Raises:
+            Refused: he is not known, or nobody may do this.
+        """
+        call = Call(f"/{_SERVICE.full_name}/{method}", method in WATCHES, caller)
+        try:
+            _check(method, self._door.known(_metadata(authorization)))
+        except ServiceError as error:
+            with self._observer.observed(call) as observed:
+                raise _refused(method, observed, error) from error
+
+    async def call(
+        self, method: str, receive: Callable[[], Awaitable[Received]], authorization: str, caller: str
+    ) -> Message:
+        """One call of READS or WRITES. `receive` gets its message, once there is room for that.
 
         Raises:
             Refused: it ended with an error.
         """
-        with self._let_in(method, request, authorization, caller) as call:
+        async with self._let_in(method, receive, authorization, caller) as (call, request):
             reply: Message = await getattr(self._service, method)(request, None)
             audit.tell(call, request, reply)
             return reply
 
     async def watch(
-        self, method: str, request: Message, authorization: str, caller: str, send: Callable[[Message], Awaitable[None]]
+        self,
+        method: str,
+        receive: Callable[[], Awaitable[Received]],
+        authorization: str,
+        caller: str,
+        send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """One call of WATCHES: its messages go to `send`, which waits until there is need for another.
 
@@ -87,37 +108,46 @@ class Gateway:
         """
         this = asyncio.current_task()
         assert this is not None, "whoever calls is a task"
-        with self._let_in(method, request, authorization, caller), self._lifetime.tells(this):
-            try:
-                async with aclosing(getattr(self._service, method)(request, None)) as messages:
-                    async for message in messages:
-                        await send(_read(method, message))
-                        await asyncio.sleep(_APART_SECONDS)
-            except asyncio.CancelledError:
-                if not self._lifetime.stopping:
-                    raise
-                raise Unavailable("the server is stopping; watch again", reason="STOPPING") from None
+        async with self._let_in(method, receive, authorization, caller) as (_, request):
+            with self._lifetime.tells(this):
+                try:
+                    async with aclosing(getattr(self._service, method)(request, None)) as messages:
+                        async for message in messages:
+                            await send(_read(method, message))
+                            await asyncio.sleep(_APART_SECONDS)
+                except asyncio.CancelledError:
+                    if not self._lifetime.stopping:
+                        raise
+                    raise Unavailable("the server is stopping; watch again", reason="STOPPING") from None
 
-    @contextmanager
-    def _let_in(self, method: str, request: Message, authorization: str, caller: str) -> Iterator[Call]:
-        """Within this block the task makes a call that may be made."""
+    @asynccontextmanager
+    async def _let_in(
+        self, method: str, receive: Callable[[], Awaitable[Received]], authorization: str, caller: str
+    ) -> AsyncIterator[tuple[Call, Any]]:
+        """Within this block the task makes a call that may be made, by this message."""
         call = Call(f"/{_SERVICE.full_name}/{method}", method in WATCHES, caller)
         with self._observer.observed(call) as observed:
             try:
-                metadata = (("authorization", authorization),) if authorization else ()
-                entered = self._door.enter(call.path, metadata, streams=call.streams)
+                entered = self._door.enter(call.path, _metadata(authorization), streams=call.streams)
                 try:
                     entered.caller = caller
-                    _check(method, entered)
+                    _check(method, entered.identity)
                     calls.begin(entered)
-                    self._door.let_in(entered, Received(request, request.ByteSize()))
-                    yield entered
+                    yield entered, self._door.let_in(entered, await receive())
                 finally:
                     self._door.leave(entered)
             except Exception as error:
-                told = status.told(error, method)
-                observed.failed(status.name_of(told), error)
-                raise Refused(told) from error
+                raise _refused(method, observed, error) from error
+
+
+def _metadata(authorization: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", authorization),) if authorization else ()
+
+
+def _refused(method: str, observed: Observed, error: Exception) -> Refused:
+    told = status.told(error, method)
+    observed.failed(status.name_of(told), error)
+    return Refused(told)
 
 
 def request_of(method: str) -> type[Message]:
@@ -130,10 +160,10 @@ def repeats(kind: type[Message]) -> Mapping[str, bool]:
     return {field.name: field.is_repeated for field in kind.DESCRIPTOR.fields}
 
 
-def _check(method: str, call: Call) -> None:
-    if call.identity is None:
+def _check(method: str, identity: Identity | None) -> None:
+    if identity is None:
         raise Unauthenticated("who calls is not known here; bring a token: Authorization: Bearer TOKEN")
-    if method in WRITES and call.identity is ANYONE:
+    if method in WRITES and identity is ANYONE:
         raise PermissionDenied(
             "this server asks nobody who he is, so that its console only reads; --credentials changes that",
             reason="READ_ONLY",

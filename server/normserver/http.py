@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -22,9 +22,13 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from normserver.config import split_address
+from normserver.config import is_local, split_address
+from normserver.http_connections import Connections, Limits
+from normserver.http_guard import HttpGuard
+from normserver.metrics import Metrics
 
 _STOP_SECONDS = 5.0
+_NEVER = 10**6
 
 _CONSOLE = Path(__file__).parent / "console"
 # The console loads what is here and nothing else, and no other site shows it. A new release is seen at once.
@@ -58,6 +62,7 @@ def application(
     async def metrics(request: Request) -> Response:
         if not may_read(request.headers.get("authorization", "")):
             return PlainTextResponse("bring a token\n", status_code=401, headers={"WWW-Authenticate": "Bearer"})
+        request.state.recognized = True
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(_: Request) -> Response:
@@ -97,6 +102,21 @@ def _well(reason: str) -> Response:
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server, on connections that are accepted here."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections."""
+        await self.lifespan.startup()
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        parts = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        self._connections.start(lambda: make(**parts))
+        self.servers = [cast("asyncio.Server", self._connections)]  # which closes it when it stops
+        self.started = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the application's."""
@@ -106,16 +126,37 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """The pages, served on a thread."""
 
-    def __init__(self, pages: Starlette, address: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        pages: Starlette,
+        address: str,
+        limits: Limits,
+        metrics: Metrics,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Bind HOST:PORT; port 0 picks a free one.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
         host, port = split_address(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)
+        self._connections = Connections(self._socket, limits, tls, metrics.http_connections_rejected)
+        metrics.http_connections.set_function(lambda: len(self._connections))
         config = uvicorn.Config(
-            pages, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_STOP_SECONDS)
+            HttpGuard(pages, self._connections, only_here=is_local(address)),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # anybody can say that he comes from elsewhere
+            timeout_keep_alive=_NEVER,  # Connections closes those that are idle
+            timeout_graceful_shutdown=int(_STOP_SECONDS),
         )
-        config.load()
-        config.ssl = tls
-        self._server = _Server(config)
+        self._server = _Server(config, self._connections)
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
 
     @property

@@ -29,8 +29,9 @@ def configure(form: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     threading.excepthook = _thread_ended
-    for library in ("uvicorn", "alembic"):  # "serving" and "stopped" say it already
-        logging.getLogger(library).setLevel("WARNING")
+    logging.getLogger("alembic").setLevel("WARNING")
+    # "serving" and "stopped" say it already; and it warns of each wrong request, of which anybody can send any number.
+    logging.getLogger("uvicorn").setLevel("ERROR")
 
 
 def set_level(level: str) -> None:

@@ -35,9 +35,18 @@ _LIMITS = {
     "streams_limit": "Streams that may be open: --max-streams.",
     "held_limit_bytes": "What requests and replies of unary calls may hold: --max-memory-bytes.",
     "stream_held_limit_bytes": "What messages of streams may hold: --max-stream-bytes.",
+    "http_connections_limit": "Connections to --http that there may be: --http-max-connections.",
     "compute_queue_limit": "Normalizations that may wait for the device or run on it: --max-queued-normalizations.",
     "pending_contributions_limit": "Contributions that may wait for a commit: --max-pending-contributions.",
 }
+HTTP_REJECTED = (
+    "connection_limit",
+    "address_limit",
+    "request_timeout",
+    "tls_handshake",
+    "slow_reader",
+    "descriptors",
+)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -165,6 +174,15 @@ class Metrics:
             "Connections that were closed, as nobody read their answers and others needed the memory.",
             registry=registry,
         )
+        self.http_connections = Gauge("normstats_http_connections", "Connections to --http.", registry=registry)
+        self.http_connections_rejected = Counter(
+            "normstats_http_connections_rejected",
+            "Connections to --http that were closed before their time: connection_limit and address_limit (the "
+            "settings; one was closed for another), request_timeout, tls_handshake, slow_reader, descriptors (none was "
+            "left).",
+            ["reason"],
+            registry=registry,
+        )
         self.files_current = Gauge(
             "normstats_files_current",
             "1 while certificates or credentials are as their files say; 0 where those cannot be read any more.",
@@ -189,6 +207,8 @@ class Metrics:
             self.contributions.labels(outcome)
         for outcome in ("completed", "failed"):
             self.rounds.labels(outcome)
+        for reason in HTTP_REJECTED:
+            self.http_connections_rejected.labels(reason)
         self._of_device: list[Gauge] = []
         self._phases: dict[tuple[str, str], Histogram] = {}
 
@@ -216,7 +236,7 @@ class Metrics:
 
     def tell_limits(self, **limits: int) -> None:
         """Say what the settings allow for: calls_limit, streams_limit, held_limit_bytes, stream_held_limit_bytes,
-        compute_queue_limit, pending_contributions_limit.
+        http_connections_limit, compute_queue_limit, pending_contributions_limit.
         """
         for name, limit in limits.items():
             Gauge(f"normstats_{name}", _LIMITS[name], registry=self.registry).set(limit)
