@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from numpy.lib import format as npy_format
 
 from normstats.files import FileError, open_source, open_target
 from normstats.files.base import CHUNK_BYTES
@@ -130,7 +131,29 @@ def write_objects(path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
+def write_shape(path: Path, shape: tuple[int, ...]) -> None:
+    """17 numbers behind a header that says otherwise."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape!r}, }}\n".encode()
+    whole = npy_format.magic(1, 0) + len(header).to_bytes(2, "little") + header + bytes(8 * 17)
+    if path.suffix == ".npy":
+        path.write_bytes(whole)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", whole)
+
+
 BROKEN = {
+    "a row of 8 TiB": (
+        "x.npy",
+        lambda path: write_shape(path, (1, 1 << 40)),
+        "136 bytes follow",
+    ),
+    "the same in a zip": ("x.npz", lambda path: write_shape(path, (1, 1 << 40)), "ends early: .* 136 bytes"),
+    "rows without end": ("x.npy", lambda path: write_shape(path, (1 << 80, 17)), "ends early"),
+    "fewer rows than none": ("x.npy", lambda path: write_shape(path, (-5, 17)), r"\(-5, 17\); expected .* at least 0"),
+    "two minus signs": ("x.npy", lambda path: write_shape(path, (-1, -17)), "at least 0"),
+    "nothing of much": ("x.npy", lambda path: write_shape(path, (0, 1 << 62, 8)), "no array of the shape"),
+    "too many dimensions": ("x.npy", lambda path: write_shape(path, (17, *[1] * 64)), "no array of the shape"),
     "truncated": ("x.npy", write_truncated, "ends early"),
     "pickles": ("x.npy", write_objects, "holds Python objects"),
     "Fortran order": ("x.npy", lambda path: np.save(path, np.asfortranarray(X)), "Fortran order"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ class NpySource:
     def __init__(self, path: Path, member: str | None = None) -> None:
         self._path = path
         self._member = _member_of(path, member) if path.suffix == ".npz" else None
-        with self._open() as file:
-            self._shape, self._dtype = _read_header(file, path)
+        with self._open() as (file, size):
+            self._shape, self._dtype = _read_header(file, size, path)
         self.rows: int | None = self._shape[0]
         self.row_shape = self._shape[1:]
 
@@ -33,8 +34,8 @@ class NpySource:
         """The array in order, as chunks of whole rows."""
         row_bytes = math.prod(self.row_shape) * self._dtype.itemsize
         step = rows_per_chunk(row_bytes)
-        with self._open() as file:
-            _read_header(file, self._path)
+        with self._open() as (file, size):
+            _read_header(file, size, self._path)
             for start in range(0, self._shape[0], step):
                 count = min(step, self._shape[0] - start)
                 data = file.read(count * row_bytes)
@@ -43,14 +44,15 @@ class NpySource:
                 yield native(np.frombuffer(data, self._dtype).reshape(count, *self.row_shape))
 
     @contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
+    def _open(self) -> Iterator[tuple[IO[bytes], int | None]]:
+        """The file or member, and how long it is."""
         try:
             if self._member is None:
                 with self._path.open("rb") as file:
-                    yield file
+                    yield file, _size(file)
             else:
                 with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as member:
-                    yield member
+                    yield member, archive.getinfo(self._member).file_size
         except (OSError, zipfile.BadZipFile) as error:
             raise FileError(f"{self._path}: {error}") from error
 
@@ -105,7 +107,7 @@ class NpzTarget(NpyTarget):
         zipped.replace(self._path)
 
 
-def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_header(file: IO[bytes], size: int | None, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
         version = npy_format.read_magic(file)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
@@ -120,7 +122,30 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype
         raise FileError(
             f"{path} is in Fortran order, which cannot be read row by row: np.save(np.ascontiguousarray(x))"
         )
+    _check_shape(path, shape, dtype, None if size is None else size - file.tell())
     return shape, dtype
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], found: int | None) -> None:
+    """Before anything is allocated by it: a header may say anything. `found` bytes follow it."""
+    if min(shape) < 0:
+        raise FileError(f"{path} has the shape {shape}; expected dimensions of at least 0. Write it again with np.save")
+    announced = math.prod(shape) * dtype.itemsize
+    if found is not None and found < announced:
+        raise FileError(
+            f"{path} ends early: an array of the shape {shape} has {announced} bytes, and {found} bytes follow its "
+            "header. It is truncated or its header is wrong: write it again with np.save"
+        )
+    try:
+        np.empty((0, *shape[1:]), dtype)
+    except ValueError:
+        raise FileError(f"{path}: numpy has no array of the shape {shape}; write it again with np.save") from None
+
+
+def _size(file: IO[bytes]) -> int | None:
+    """How long a file is; None of what has no length, such as a pipe."""
+    found = os.fstat(file.fileno())
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _member_of(path: Path, wanted: str | None) -> str:
