@@ -298,7 +298,8 @@ class App:
             self._activity,
         )
         begin_trace = None if self._tracing is None else self._tracing.begin
-        observer, door = Observer(self.metrics, self._settings.log_calls_per_second, begin_trace), self._door()
+        observer = Observer(self.metrics, self._settings.log_calls_per_second, begin_trace)
+        door = self._door = self._new_door()
         self._gateway = Gateway(service, door, observer, self._lifetime)
         edge = Edge(
             observer,
@@ -338,7 +339,7 @@ class App:
             why_not_ready=self.why_not_ready,
         )
 
-    def _door(self) -> Door:
+    def _new_door(self) -> Door:
         settings = self._settings
         return Door(
             Room(settings.max_calls, settings.max_streams, settings.max_memory_bytes),
@@ -422,6 +423,7 @@ class App:
             if one is not None:
                 one.look()
                 self.metrics.files_current.labels(name).set(not one.failed)
+        self._door.check_streams()
 
     async def _forget_producers(self) -> None:
         idle_seconds = self._settings.forget_producers_after_hours * 3600

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from normserver.access.grants import ANYONE, Identity
+from normserver.access.grants import ANYONE, Identity, Need
 from normserver.access.quotas import Taken
+from normserver.errors import ServiceError
 from normserver.stream_memory import Share
 
 
@@ -26,6 +29,8 @@ class Call:
     """A call under way.
 
     `path` is /SERVICE/METHOD; `caller` is the address of whoever makes it; `entered_at` is the event loop's time.
+    A stream also keeps what decides whether it may go on: `credentials` looks its identity up again, `needs` are those
+    of its last message that needed any, and `task` serves it.
     """
 
     path: str
@@ -38,10 +43,20 @@ class Call:
     received_bytes: int = 0
     entered_at: float = 0.0
     trace: Trace | None = None
+    credentials: Callable[[], Identity | None] | None = None
+    needs: tuple[Need, ...] = ()
+    task: asyncio.Task[Any] | None = None
+    ended: ServiceError | None = None
     method: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.method = self.path.rpartition("/")[2]
+
+    def end(self, error: ServiceError) -> None:
+        """End a stream before its time: its task is cancelled, and its caller receives the error."""
+        if self.task is not None and self.ended is None:
+            self.ended = error
+            self.task.cancel()
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)

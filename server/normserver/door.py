@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -78,6 +79,8 @@ class Door:
         self._quotas = Quotas(forget_producers_seconds)
         self._clock = clock
         self._calls = self._streams = self._held_bytes = 0
+        self._recheck: dict[int, Call] = {}  # open streams of known callers, by id()
+        self._checked_at = -1
         metrics.held_bytes.set_function(lambda: self._held_bytes)
         metrics.calls_under_way.set_function(lambda: self._calls)
 
@@ -97,7 +100,7 @@ class Door:
         else:
             token = token_of(metadata)
             if token is not None or not self._certificates:
-                self._admit(call, self._credentials.known(token))
+                self._admit(call, partial(self._credentials.known, token))
         self._make_room(call)
         return call
 
@@ -112,6 +115,7 @@ class Door:
     def leave(self, call: Call) -> None:
         """It has ended; what it held is free."""
         self._held_bytes -= call.held_bytes
+        self._recheck.pop(id(call), None)
         if call.streams:
             self._streams -= 1
         else:
@@ -127,7 +131,7 @@ class Door:
         if call.share is not None:
             call.share.comes_from(call.caller)
         if call.identity is None and self._credentials is not None:
-            self._admit(call, self._credentials.known(None, _certificate_names(context)))
+            self._admit(call, partial(self._credentials.known, None, _certificate_names(context)))
 
     def let_in(self, call: Call, received: Received) -> Any:
         """A message of a call.
@@ -160,10 +164,36 @@ class Door:
         call.held_bytes += size_bytes
         self._held_bytes += size_bytes
 
-    def _admit(self, call: Call, identity: Identity | None) -> None:
-        if identity is None:
-            raise Unauthenticated("who calls is not known here; bring a token: Authorization: Bearer TOKEN")
-        call.identity = identity
+    def check_streams(self) -> None:
+        """End open streams whose credentials were withdrawn or have expired, or whose grants no longer cover them.
+
+        Streams of callers whose credentials still hold go on under the grants of now.
+        """
+        if self._credentials is None:
+            return
+        all_of_them = self._credentials.version != self._checked_at
+        self._checked_at = self._credentials.version
+        for call in list(self._recheck.values()):
+            assert call.identity is not None, "only known callers are looked up again"
+            if all_of_them or self._credentials.has_expired(call.identity):
+                try:
+                    self._check_stream(call)
+                except ServiceError as error:
+                    call.end(error)
+
+    def _check_stream(self, call: Call) -> None:
+        assert call.credentials is not None, "the identity was looked up before"
+        identity = _known(call.credentials())
+        for need in call.needs:
+            if not identity.may(need):
+                raise identity.refuse(need)
+        call.identity, call.taken = identity, self._quotas.of(identity, self._clock())
+
+    def _admit(self, call: Call, credentials: Callable[[], Identity | None]) -> None:
+        call.identity = identity = _known(credentials())
+        if call.streams:
+            call.credentials = credentials
+            self._recheck[id(call)] = call
         call.taken = self._quotas.of(identity, self._clock())
         if call.taken is not None and not call.streams and (seconds := call.taken.seconds_until(self._clock())):
             raise call.taken.refuse(seconds)
@@ -194,12 +224,21 @@ class Door:
         identity = call.identity
         assert identity is not None, "who calls is known before a message is"
         everywhere = identity.everywhere()
-        for need in rules.RULES[call.path](message):
+        needs = rules.RULES[call.path](message)
+        if call.streams and (needs := tuple(needs)):
+            call.needs = needs
+        for need in needs:
             if (everywhere is None or need.scope > everywhere) and not identity.may(need):
                 raise identity.refuse(need)
         if call.taken is not None:
             for producer in rules.producers_of(call.path, message):
                 self._quotas.producer(call.taken, producer, self._clock())
+
+
+def _known(identity: Identity | None) -> Identity:
+    if identity is None:
+        raise Unauthenticated("who calls is not known here; bring a token: Authorization: Bearer TOKEN")
+    return identity
 
 
 def _certificate_names(context: Context) -> list[str]:

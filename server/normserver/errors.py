@@ -93,13 +93,13 @@ class ResourceExhausted(ServiceError):
 class Unauthenticated(ServiceError):
     """Who calls is not known."""
 
-    reason = "NO_CREDENTIALS"
+    reason = "CREDENTIALS_MISSING"
 
 
 class PermissionDenied(ServiceError):
     """Who calls may not do this."""
 
-    reason = "NOT_GRANTED"
+    reason = "SCOPE_MISSING"
 
 
 class Unavailable(ServiceError):

@@ -130,10 +130,15 @@ class Gateway:
             try:
                 entered = self._door.enter(call.path, _metadata(authorization), streams=call.streams)
                 try:
+                    entered.task = asyncio.current_task() if entered.streams else None
                     entered.caller = caller
                     _check(method, entered.identity)
                     calls.begin(entered)
                     yield entered, self._door.let_in(entered, await receive())
+                except asyncio.CancelledError:
+                    if entered.ended is None:
+                        raise
+                    raise entered.ended from None
                 finally:
                     self._door.leave(entered)
             except Exception as error:

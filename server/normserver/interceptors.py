@@ -67,6 +67,7 @@ class Edge(ServerInterceptor):
         this.add_done_callback(lambda _: self._door.leave(call))
         call.entered_at = this.get_loop().time()
         if streams:
+            call.task = this
             expected_bytes = _EXPECTED_BYTES.get(call.method, ())
             call.share = self._stream_memory.share(this, expected_bytes, rests=call.method in _RESTING)
         calls.begin(call)
@@ -133,6 +134,10 @@ class Edge(ServerInterceptor):
                         async with aclosing(inner(requests, context)) as responses:  # what a stream holds ends with it
                             await answers.write_all(responses)
                     audit.tell(call, None, None)
+                except asyncio.CancelledError:
+                    if call.ended is None:
+                        raise
+                    await _abort(context, observed, method, call.ended)
                 except Exception as error:
                     await _abort(context, observed, method, error)
 

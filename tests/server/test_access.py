@@ -221,7 +221,7 @@ def test_a_train_needs_write(site: Site) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call(request, metadata=site.metadata("read"), timeout=5)
     told = told_by(caught.value)
-    assert (told.code, told.reason) == (grpc.StatusCode.PERMISSION_DENIED, "NOT_GRANTED")
+    assert (told.code, told.reason) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
     assert told.sentence == "read may not write 'robot/obs'; it is granted: read robot/"
 
 

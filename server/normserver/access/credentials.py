@@ -97,6 +97,8 @@ class Credentials:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._file = Watched("credentials", (path,), lambda: _read(path))
         self._clock = clock
+        self.version = 0
+        """Counts how often the file was read anew."""
 
     def known(self, token: str | None, certificate_names: Iterable[str] = ()) -> Identity | None:
         """Who calls, by a token or else by a certificate; None if neither came, or only a certificate of nobody's.
@@ -108,14 +110,18 @@ class Credentials:
         if token is None:
             found = identities.with_certificate(certificate_names)
         elif (found := identities.with_token(token)) is None:
-            raise Unauthenticated("the token is not known here", reason="UNKNOWN_TOKEN")
-        if found is not None and found.expires_at is not None and found.expires_at <= self._clock():
-            raise Unauthenticated(f"the time of {found.name} is over", reason="EXPIRED")
+            raise Unauthenticated("the token is not known here", reason="TOKEN_UNKNOWN")
+        if found is not None and self.has_expired(found):
+            raise Unauthenticated(f"the credentials of {found.name} have expired", reason="TOKEN_EXPIRED")
         return found
+
+    def has_expired(self, identity: Identity) -> bool:
+        """Whether its time is over."""
+        return identity.expires_at is not None and identity.expires_at <= self._clock()
 
     def look(self) -> None:
         """Read the file again, if it changed."""
-        self._file.look()
+        self.version += self._file.look()
 
     @property
     def failed(self) -> bool:
@@ -133,7 +139,9 @@ def token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
         if key == "authorization":
             kind, _, token = (value if isinstance(value, str) else value.decode(errors="replace")).partition(" ")
             if kind.lower() != "bearer" or not token:
-                raise Unauthenticated("authorization is of another kind; expected Bearer TOKEN", reason="NO_TOKEN")
+                raise Unauthenticated(
+                    "authorization is of another kind; expected Bearer TOKEN", reason="CREDENTIALS_MISSING"
+                )
             return token.strip()
     return None
 

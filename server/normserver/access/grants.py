@@ -81,7 +81,7 @@ class Identity:
         where = "anything" if need.name is None else ascii(need.name) if need.name else "everything"
         granted = ", ".join(map(str, self.grants)) or "nothing"
         return PermissionDenied(
-            f"{self.name} may not {need.scope.name.lower()} {where}; it is granted: {granted}", reason="NOT_GRANTED"
+            f"{self.name} may not {need.scope.name.lower()} {where}; it is granted: {granted}", reason="SCOPE_MISSING"
         )
 
 
