@@ -16,6 +16,38 @@ from torch import Tensor
 COUNT, MEAN, MEAN_LOW, M2, M2_LOW, MIN, MAX = range(7)
 
 
+class NotCompiled(Exception):
+    """A compiled kernel is not there yet: another process compiles it. The reference gives the result meanwhile."""
+
+
+class Variant(NamedTuple):
+    """A kernel's name, and the types of input and parameters that it is compiled for."""
+
+    kernel: str
+    x: torch.dtype
+    parameters: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {_short(self.x)} {_short(self.parameters)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """The variant whose `str` this is.
+
+        Raises:
+            ValueError: it is of no variant.
+        """
+        kernel, *types = text.split()
+        found = [one for name in types if isinstance(one := getattr(torch, name, None), torch.dtype)]
+        if not len(found) == len(types) == 2:
+            raise ValueError(f"{text!r} is no variant of a kernel; expected KERNEL TYPE TYPE")
+        return cls(kernel, found[0], found[1])
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class ChannelMoments(NamedTuple):
     """Packed moments (7, C), float64, and how many NaN and infinities each channel has, float64 (C,); None for none.
 

@@ -1,5 +1,5 @@
 """The one place that chooses a kernel, by device: the CPU's where numba is installed, CUDA's where Triton is, and the
-reference everywhere else.
+reference everywhere else; it also does what a compiled kernel is to do that is not there yet.
 
 Operations over elements take tensors that lie densely in memory in the order of the `shape` beside them, (A, C, B) or
 (R, K), whatever their own; they give tensors like x, or fill `out`. Parameters are float32 or float64, all of one type,
@@ -17,14 +17,22 @@ import torch
 from torch import Tensor
 
 from normcore.kernels import reference
-from normcore.kernels.base import ChannelMoments, Coefficients, Launch, Rule, ToUnit, output_dtype
+from normcore.kernels.base import (
+    ChannelMoments,
+    Coefficients,
+    Launch,
+    NotCompiled,
+    Rule,
+    ToUnit,
+    output_dtype,
+)
 
 Shape3 = tuple[int, int, int]
 Shape2 = tuple[int, int]
 
 
 def prepare() -> None:
-    """Load what is compiled, and compile what is not, of what every server uses: a second or two of its start."""
+    """Load what is compiled of what every server uses: half a second of its start."""
     x = torch.ones(2, 1, 1)
     for rule in (ToUnit(0.0), ToUnit(0.0, weight=torch.ones(1, dtype=torch.float64))):
         channel_norm(x, (2, 1, 1), rule)
@@ -42,7 +50,10 @@ def channel_moments(
 ) -> ChannelMoments:
     """The moments of each channel of x (A, C, B): see reference.channel_moments."""
     if x.is_cpu and (cpu := _cpu()):
-        return cpu.channel_moments(x, shape, mask, weights, omit=omit)  # type: ignore[no-any-return]
+        try:
+            return cpu.channel_moments(x, shape, mask, weights, omit=omit)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
     return _room(x).channel_moments(_seen(x, shape), mask, weights, omit=omit)  # type: ignore[no-any-return]
 
 
@@ -51,7 +62,10 @@ def channel_apply(
 ) -> Tensor:
     """Each channel of x (A, C, B) by its coefficients; where the mask is False, x stays as it is."""
     if x.is_cpu and (cpu := _cpu()):
-        return cpu.channel_apply(x, shape, by, mask, out)  # type: ignore[no-any-return]
+        try:
+            return cpu.channel_apply(x, shape, by, mask, out)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
     y = _output(x, out)
     _room(x).channel_apply(_seen(x, shape), by, mask, _seen(y, shape))
     return y
@@ -62,7 +76,10 @@ def channel_norm(
 ) -> tuple[Tensor, ChannelMoments]:
     """Each channel of x (A, C, B) by a rule from its own moments, and those."""
     if x.is_cpu and (cpu := _cpu()):
-        return cpu.channel_norm(x, shape, rule, mask, out, omit=omit)  # type: ignore[no-any-return]
+        try:
+            return cpu.channel_norm(x, shape, rule, mask, out, omit=omit)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
     y = _output(x, out)
     _, moments = _room(x).channel_norm(_seen(x, shape), rule, mask, _seen(y, shape), omit=omit)
     return y, moments
@@ -85,7 +102,10 @@ def standardize(
     The mean and the population variance are float64 (C,).
     """
     if x.is_cpu and (cpu := _cpu()):
-        return cpu.standardize(x, shape, mean, var, eps, weight, bias, clip, mask, out)  # type: ignore[no-any-return]
+        try:
+            return cpu.standardize(x, shape, mean, var, eps, weight, bias, clip, mask, out)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
     zero, one = torch.zeros_like(mean), torch.ones_like(mean)
     factor, shift = one if weight is None else weight.double(), zero if bias is None else bias.double()
     by = Coefficients.of(mean, zero, (var + eps).sqrt(), factor.reshape(-1), shift.reshape(-1), -clip, clip)
@@ -122,7 +142,10 @@ def row_norm(
     See reference.row_norm.
     """
     if x.is_cpu and (cpu := _cpu()):
-        return cpu.row_norm(x, shape, eps, center, weight, bias, per, mask, out)  # type: ignore[no-any-return]
+        try:
+            return cpu.row_norm(x, shape, eps, center, weight, bias, per, mask, out)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
     y = _output(x, out)
     weight, bias = (None if one is None else one.reshape(per) for one in (weight, bias))
     _room(x).row_norm(_seen(x, shape), eps=eps, center=center, weight=weight, bias=bias, mask=mask, out=_seen(y, shape))
@@ -148,10 +171,13 @@ def row_norm_ragged(
     out: Tensor | None = None,
 ) -> Tensor:
     """`row_norm` of rows of different lengths in one arena x (E,): see reference.row_norm_ragged."""
-    room = _cpu_of(x) or _room(x)
-    return room.row_norm_ragged(  # type: ignore[no-any-return]
-        x, starts, lengths, eps=eps, center=center, weight=weight, bias=bias, out=out
-    )
+    how: dict[str, Any] = {"eps": eps, "center": center, "weight": weight, "bias": bias, "out": out}
+    if x.is_cpu and (cpu := _cpu()):
+        try:
+            return cpu.row_norm_ragged(x, starts, lengths, **how)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
+    return _room(x).row_norm_ragged(x, starts, lengths, **how)  # type: ignore[no-any-return]
 
 
 def power_norm(
@@ -159,7 +185,10 @@ def power_norm(
 ) -> Tensor:
     """x / max(norm, eps) along each row of x (R, K), with the p-norm."""
     if x.is_cpu and (cpu := _cpu()):
-        return cpu.power_norm(x, shape, p, eps, mask, out)  # type: ignore[no-any-return]
+        try:
+            return cpu.power_norm(x, shape, p, eps, mask, out)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
     y = _output(x, out)
     _room(x).power_norm(_seen(x, shape), p, eps, mask, _seen(y, shape))
     return y
@@ -186,16 +215,22 @@ def compose(values: Tensor, factors: Tensor | None, *, between: bool) -> Tensor:
 
     `between` says whether the spread of the means is part of m2.
     """
-    if (cpu := _merges(values)) is None:
-        return reference.compose(values, factors, between=between)
-    return cpu.compose(values, factors, between=between)  # type: ignore[no-any-return]
+    if (cpu := _merges(values)) is not None:
+        try:
+            return cpu.compose(values, factors, between=between)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
+    return reference.compose(values, factors, between=between)
 
 
 def unbiased(values: Tensor, weight: float) -> Tensor:
     """values (K, 7, C), each of a total weight, with m2 = weight * m2 / (count - 1): counts are 0 or above 1."""
-    if (cpu := _merges(values)) is None:
-        return reference.unbiased(values, weight)
-    return cpu.unbiased(values, weight)  # type: ignore[no-any-return]
+    if (cpu := _merges(values)) is not None:
+        try:
+            return cpu.unbiased(values, weight)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
+    return reference.unbiased(values, weight)
 
 
 def within(values: Tensor, *, max_count: float, max_magnitude: float, max_m2: float) -> bool:
@@ -203,13 +238,23 @@ def within(values: Tensor, *, max_count: float, max_magnitude: float, max_m2: fl
 
     Plainly: counts above 0, m2 at least 0, min <= mean <= max, low words below half an ulp of the high ones.
     """
-    room = _merges(values) or reference
-    return room.within(values, max_count=max_count, max_magnitude=max_magnitude, max_m2=max_m2)  # type: ignore[no-any-return]
+    limits = {"max_count": max_count, "max_magnitude": max_magnitude, "max_m2": max_m2}
+    if (cpu := _merges(values)) is not None:
+        try:
+            return cpu.within(values, **limits)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
+    return reference.within(values, **limits)
 
 
 def total(values: Tensor) -> Tensor:
     """The sum over the first axis of values (K, C), rounded once."""
-    return (_merges(values) or reference).total(values)  # type: ignore[no-any-return]
+    if (cpu := _merges(values)) is not None:
+        try:
+            return cpu.total(values)  # type: ignore[no-any-return]
+        except NotCompiled:
+            pass
+    return reference.total(values)
 
 
 # What follows looks at a few numbers of small tensors. As views of numpy on the CPU that takes a microsecond and keeps

@@ -42,6 +42,7 @@ from normserver.health import HealthServer
 from normserver.http import HttpServer, application
 from normserver.http_connections import Limits
 from normserver.interceptors import Edge
+from normserver.kernels import KernelCompiler
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.normalizer_metrics import NormalizerMetrics
@@ -127,6 +128,7 @@ class App:
         self.metrics.store_up.set_function(lambda: self._store.up)
         self._changes, self._contributors = Changes(), Contributors()
         self._published = Published(self._store, self._changes)
+        self._kernels = KernelCompiler(self.metrics, once_compiled=lambda: self._placement.try_again())
         self._placement = placement.pick(settings.device)
         device_metrics.watch(self.metrics, self._placement.device)
         self.metrics.tell_limits(
@@ -219,6 +221,7 @@ class App:
         if self._store.shared:
             self._share(own_port)
         await self._grpc.start()
+        self._kernels.start()
         process.settle()
         log.info("serving", extra=self._addresses(port) | {"device": str(self._placement.device)})
 
@@ -246,6 +249,7 @@ class App:
         if self._probes is not None:
             self._probes.stop()
         self._compute.close()
+        await asyncio.to_thread(self._kernels.stop)
         await self._store.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
@@ -318,7 +322,7 @@ class App:
         here = EventLoop(asyncio.get_running_loop())
         api = Api(self._gateway, here, body_seconds=self._settings.http_request_timeout)
         more = [*api.routes, *NormalizerMetrics(api).routes]
-        told = self.why_not_alive, self.why_not_ready, self._may_read
+        told = self.why_not_alive, self.why_not_ready, self._may_read, self._kernels.progress
         return application(self.metrics.registry, *told, more, HANDLERS)
 
     def _gather(self) -> Activity:

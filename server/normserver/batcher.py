@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf, prod
 from time import perf_counter
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from normcore.errors import NormcoreError
-from normcore.kernels.base import Launch, output_dtype, output_type
+from normcore.kernels.base import Launch, NotCompiled, output_dtype, output_type
 from normcore.stack import MomentsStack
 from normserver import codec, engine, futures, replies
 from normserver.codec import Encoded, Reply
@@ -115,8 +116,9 @@ class Alike:
     def make_ready(self, x: Tensor) -> None:
         """Have one, if there is one for such as x, which was normalized."""
         if not self._is_settled:
-            self._is_settled = True
-            self._launch = engine.like(self.plan, x) if self.form.lengths is self.form.mask is None else None
+            with suppress(NotCompiled):  # until it is compiled, it is asked for again
+                self._launch = engine.like(self.plan, x) if self.form.lengths is self.form.mask is None else None
+                self._is_settled = True
 
     def normalize_at(self, source: int, target: int) -> Encoded:
         """Normalize what lies in shared memory, by the kernel that is ready; the reply says that alone."""

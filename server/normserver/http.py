@@ -46,6 +46,7 @@ def application(
     why_not_alive: Callable[[], str],
     why_not_ready: Callable[[], str],
     may_read: Callable[[str], bool],
+    progress: Callable[[], str],
     more: Sequence[Route] = (),
     handlers: Mapping[type[Exception], Callable[[Request, Exception], Response]] | None = None,
 ) -> Starlette:
@@ -55,6 +56,7 @@ def application(
         registry: what /metrics tells.
         why_not_alive, why_not_ready: return nothing where all is well.
         may_read: whether an Authorization header is of somebody who may see /metrics.
+        progress: returns what a server that is ready still prepares, if anything.
         more: pages that ask the server.
         handlers: what becomes of their errors.
     """
@@ -69,7 +71,7 @@ def application(
         return _well(why_not_alive())
 
     async def readyz(_: Request) -> Response:
-        return _well(why_not_ready())
+        return _well(why_not_ready(), progress())
 
     async def index(_: Request) -> Response:
         return FileResponse(_CONSOLE / "index.html", headers=_HEADERS)
@@ -97,8 +99,9 @@ class _Static(StaticFiles):
         return response
 
 
-def _well(reason: str) -> Response:
-    return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
+def _well(reason: str, progress: str = "") -> Response:
+    well = f"ok: {progress}" if progress else "ok"
+    return PlainTextResponse(f"{reason or well}\n", status_code=503 if reason else 200)
 
 
 class _Server(uvicorn.Server):

@@ -107,6 +107,13 @@ class Metrics:
             "Threads that compute: the rate of normstats_compute_seconds_sum over this is how busy they are.",
             registry=registry,
         )
+        self.kernels = Gauge(
+            "normstats_kernels",
+            "The CPU's kernels by state: compiled (in use), pending (the reference kernels do their work until they "
+            "are compiled), failed (likewise, until the next start).",
+            ["state"],
+            registry=registry,
+        )
         self.launch_size = Histogram(
             "normstats_launch_tasks",
             "How many tasks the device did at once, as they were of one kind.",
@@ -209,6 +216,8 @@ class Metrics:
             self.rounds.labels(outcome)
         for reason in HTTP_REJECTED:
             self.http_connections_rejected.labels(reason)
+        for state in ("compiled", "pending", "failed"):
+            self.kernels.labels(state)
         self._of_device: list[Gauge] = []
         self._phases: dict[tuple[str, str], Histogram] = {}
 

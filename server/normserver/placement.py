@@ -54,6 +54,12 @@ class Placement:
         self.from_bytes = from_bytes
         self.trials = trials
 
+    def try_again(self) -> None:
+        """Try anew what was tried: kernels have been compiled since."""
+        if self.trials:
+            again = by_trial(self.device)
+            self.from_bytes, self.trials = again.from_bytes, again.trials
+
     def of(self, plan: Plan, x: Tensor) -> torch.device:
         """Where a batch is normalized by a plan."""
         return self.of_size(plan, x.nbytes)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from normcore.kernels.cpu import compiled
-from normcore.kernels.cpu.compiled.language import KERNELS
+from normcore.kernels.cpu.compiled.language import _EDITION
 
 
 def kernels(folder: Path) -> Path:
@@ -15,7 +15,6 @@ def kernels(folder: Path) -> Path:
     package = Path(compiled.__file__).parent
     there = folder / "kernels" / f"{package.name}_{hashlib.sha1(str(package).encode()).hexdigest()}"
     there.mkdir(parents=True)
-    _, edition = KERNELS[0]._function.__qualname__.rsplit("-", 1)
-    for kept in (package / "__pycache__").glob(f"*-{edition}-*"):
+    for kept in (package / "__pycache__").glob(f"*-{_EDITION}-*"):
         shutil.copy2(kept, there)
     return folder / "kernels"

@@ -47,7 +47,7 @@ def test_the_server_takes_the_command_line_and_its_ports_are_those_that_others_n
 
     assert container["startupProbe"]["grpc"] == container["readinessProbe"]["grpc"] == {"port": ports["health"]}
     page = container["livenessProbe"]["httpGet"]
-    pages = {route.path for route in application(None, str, str, bool).routes}  # type: ignore[arg-type, attr-defined]
+    pages = {route.path for route in application(None, str, str, bool, str).routes}  # type: ignore[arg-type, attr-defined]
     scheme = "HTTPS" if loaded.tls_cert else "HTTP"
     assert (page["port"], page["scheme"], page["path"] in pages) == ("http", scheme, True)
 

@@ -177,12 +177,17 @@ def standardize_like(
     bias: Tensor | None,
     clip: float,
 ) -> Launch | None:
-    """`standardize` of tensors like x; None where there are many channels, whose coefficients would be kept."""
+    """`standardize` of tensors like x; None where there are many channels, whose coefficients would be kept.
+
+    Its kernels are there then; NotCompiled is raised otherwise, so that nothing made ready goes by the reference.
+    """
     dtype = x.dtype
     if _is_small(shape):
+        norm.standardize.of(dtype, parameters(weight, bias)[2])
         return lambda source, target: _standardize(source, target, dtype, shape, mean, var, eps, weight, bias, clip)
     if shape[1] > _MOST_KEPT:
         return None
+    apply.block_apply.of(dtype)
     by = _by(mean, var, eps, weight, bias, clip)
     return lambda source, target: _apply(source, target, dtype, shape, by)
 

@@ -69,11 +69,15 @@ def row_norm(
 def row_norm_like(
     x: Tensor, shape: Shape2, eps: float, center: bool = True, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Launch | None:
-    """`row_norm` of rows like x's, weight and bias being (1, K); None where rows are long, or there are none."""
+    """`row_norm` of rows like x's, weight and bias being (1, K); None where rows are long, or there are none.
+
+    NotCompiled is raised as by `standardize_like`.
+    """
     count, length = shape
     if not 0 < length <= rows.SHORT or not count:
         return None
     dtype = x.dtype
+    rows.short_rows.of(dtype, parameters(weight, bias)[2])
     return lambda source, target: _short_rows(source, target, dtype, shape, eps, center, weight, bias)
 
 

@@ -1,7 +1,8 @@
 """What the kernels are written in: numba, with pointers, stored types that Python has no word for, and exact rules.
 
-A kernel is a function of pointers and numbers, compiled by LLVM for this processor at its first use (a second or two),
-kept on disk beside this file or where NUMBA_CACHE_DIR says, and called with addresses, without the GIL. Nothing is
+A kernel is a function of pointers and numbers, compiled by LLVM for this processor at its first use (a second or two;
+or elsewhere: see `compile_elsewhere`), kept on disk beside this file or where NUMBA_CACHE_DIR says, and called with
+addresses, without the GIL. Nothing is
 compiled with fast-math: sums that may be split into lanes say so one by one (`added`), so that the differences and
 double-doubles beside them stay as they are written.
 
@@ -17,13 +18,20 @@ import importlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
 
+from normcore.kernels.base import NotCompiled, Variant
+
 # Partly typed, each release otherwise; what is built with them is anything at all to the type checker.
 numba: Any = importlib.import_module("numba")
 extending: Any = importlib.import_module("numba.extending")
+caching: Any = importlib.import_module("numba.core.caching")
+compiler_lock: Any = importlib.import_module("numba.core.compiler_lock")
+registry: Any = importlib.import_module("numba.core.registry")
+llvm: Any = importlib.import_module("llvmlite.binding")
 ir: Any = importlib.import_module("llvmlite.ir")
 types = numba.types
 
@@ -77,55 +85,132 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return extending.intrinsic(function)
 
 
-KERNELS: list[Kernel] = []
+KERNELS: dict[str, Kernel] = {}
+
+# Is told of each kernel that is needed and not there. None: kernels are compiled here, at their first use.
+_elsewhere: Callable[[Variant], None] | None = None
+
+
+def compile_elsewhere(ask: Callable[[Variant], None] | None) -> None:
+    """Compile nothing in this process from now on; call `ask`, on any thread, once for each kernel that is missing.
+
+    `ask` should have another process compile the kernel, and then call `Kernel.load`. None: compile here again.
+    """
+    global _elsewhere
+    _elsewhere = ask
+
+
+def keep_in(folder: Path) -> None:
+    """Keep what is compiled below a folder, whatever NUMBA_CACHE_DIR says."""
+    numba.config.CACHE_DIR = str(folder)
 
 
 class Kernel:
     """A compiled function, one for each combination of types of input, output and parameters that is asked for."""
 
-    def __init__(self, function: Callable[..., Any], parameters: tuple[Any, ...], returns: Any) -> None:
-        # What is kept on disk is found again by its name: of a change anywhere in this package, by another one.
-        function.__qualname__ += f"-{_EDITION}"
+    def __init__(self, function: Any, parameters: tuple[Any, ...], returns: Any) -> None:
         self._function = function
         self._parameters = parameters
         self._returns = returns
         self._compiled: dict[tuple[torch.dtype, torch.dtype], Callable[..., Any]] = {}
+        self._missing: set[tuple[torch.dtype, torch.dtype]] = set()
         self._lock = threading.Lock()
-        KERNELS.append(self)
+        KERNELS[self.name] = self
 
     @property
     def name(self) -> str:
         """The function's."""
-        return self._function.__name__
+        return str(self._function.__name__)
 
-    def variants(self) -> list[tuple[torch.dtype, torch.dtype]]:
+    @property
+    def loaded(self) -> int:
+        """How many combinations of types are there."""
+        return len(self._compiled)
+
+    def variants(self) -> list[Variant]:
         """All that it can be compiled for: see `of`."""
         inputs = list(STORED) if X in self._parameters else [torch.float64]
         parameters = [torch.float32, torch.float64] if P in self._parameters else [torch.float64]
-        return [(x, p) for x in inputs for p in parameters]
+        return [Variant(self.name, x, p) for x in inputs for p in parameters]
 
     def of(self, x: torch.dtype, parameters: torch.dtype = torch.float64) -> Callable[..., Any]:
-        """The function for an input of one type and parameters of another; its pointers are addresses."""
-        found = self._compiled.get((x, parameters))
-        if found is None:
-            with self._lock:
-                found = self._compiled.get((x, parameters)) or self._compile(x, parameters)
-                self._compiled[x, parameters] = found
-        return found
+        """The function for an input of one type and parameters of another; its pointers are addresses.
 
-    def _compile(self, x: torch.dtype, parameters: torch.dtype) -> Callable[..., Any]:
+        Raises:
+            NotCompiled: it is compiled elsewhere, and not there yet.
+        """
+        return self._compiled.get((x, parameters)) or self._obtained(x, parameters)
+
+    def load(self, x: torch.dtype, parameters: torch.dtype) -> bool:
+        """Take the function from disk, into use; whether it was there."""
+        function, signature = self._variant(x, parameters)
+        try:
+            cache = caching.FunctionCache(function)
+        except RuntimeError:  # there is nowhere to keep it
+            return False
+        try:
+            with compiler_lock.global_compiler_lock:
+                found = cache.load_overload(signature, registry.cpu_target.target_context)
+        except Exception:  # a file was cut short; any error may come of its bytes
+            cache.flush()
+            return False
+        if found is None:
+            return False
+        _KEPT.append(found)
+        self._use(x, parameters, found)
+        return True
+
+    def folder(self) -> Path | None:
+        """Where the functions are kept; None if no folder can be written to."""
+        try:
+            return Path(caching.FunctionCache(self._function).cache_path)
+        except RuntimeError:
+            return None
+
+    def _obtained(self, x: torch.dtype, parameters: torch.dtype) -> Callable[..., Any]:
+        if (x, parameters) in self._missing:
+            raise NotCompiled
+        with self._lock:
+            if (x, parameters) not in self._compiled and not self.load(x, parameters):
+                if _elsewhere is not None:
+                    if (x, parameters) not in self._missing:
+                        self._missing.add((x, parameters))
+                        _elsewhere(Variant(self.name, x, parameters))
+                    raise NotCompiled
+                self._compile(x, parameters)
+            return self._compiled[x, parameters]
+
+    def _compile(self, x: torch.dtype, parameters: torch.dtype) -> None:
+        function, signature = self._variant(x, parameters)
+        options = {"error_model": "numpy", "nogil": True}
+        try:
+            compiled = numba.njit(signature, cache=True, **options)(function)
+        except (RuntimeError, OSError):  # there is nowhere to keep it, or no room
+            compiled = numba.njit(signature, **options)(function)
+        _KEPT.append(compiled)
+        self._use(x, parameters, compiled.overloads[signature.args])
+
+    def _use(self, x: torch.dtype, parameters: torch.dtype, found: Any) -> None:
+        # What is called is not a dispatcher, which would look at the types of numbers that have but one.
+        self._compiled[x, parameters] = found.entry_point
+        self._missing.discard((x, parameters))
+
+    def _variant(self, x: torch.dtype, parameters: torch.dtype) -> tuple[FunctionType, Any]:
+        """The function under a name of its own, and its signature.
+
+        What is kept on disk is found again by its name. Each variant has a file of its own, for one processor and one
+        edition of the sources: so processes that keep the same one at the same time write the same.
+        """
         out = x if x.is_floating_point else torch.float32
         stored = {X: STORED[x], Y: STORED[out], P: STORED[parameters]}
         pointers = {one: types.CPointer(stored[one]) for one in stored}
         signature = self._returns(*(pointers.get(one, one) for one in self._parameters))
-        try:
-            compiled = numba.njit(signature, error_model="numpy", nogil=True, cache=True)(self._function)
-        except RuntimeError:  # nowhere to keep it
-            compiled = numba.njit(signature, error_model="numpy", nogil=True)(self._function)
-        _KEPT.append(compiled)
-        # What is called is not the dispatcher, which would look at the types of numbers that have but one.
-        call: Callable[..., Any] = compiled.overloads[signature.args].entry_point
-        return call
+        source = self._function
+        function = FunctionType(source.__code__, source.__globals__, source.__name__, None, source.__closure__)
+        function.__module__ = source.__module__
+        variant = str(Variant(self.name, x, parameters)).replace(" ", "-")
+        function.__qualname__ = f"{variant}-{_EDITION}"
+        return function, signature
 
 
 @extending.unbox(types.CPointer)  # type: ignore[untyped-decorator]
@@ -143,7 +228,11 @@ def kernel(*parameters: Any, returns: Any = types.void) -> Callable[[Callable[..
 
 _KEPT: list[Any] = []
 _SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-_EDITION = hashlib.sha256(_SOURCES).hexdigest()[:12]
+_PROCESSOR = (
+    numba.config.CPU_NAME or llvm.get_host_cpu_name(),
+    numba.config.CPU_FEATURES if numba.config.CPU_FEATURES is not None else llvm.get_host_cpu_features().flatten(),
+)
+_EDITION = hashlib.sha256(_SOURCES + repr((numba.__version__, _PROCESSOR)).encode()).hexdigest()[:12]
 
 _FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
