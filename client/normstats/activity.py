@@ -72,9 +72,9 @@ class ActiveNormalizer:
 
 @dataclass(frozen=True, slots=True)
 class ActiveProducer:
-    """A producer, as far as it contributes to one normalizer."""
+    """A producer, as far as it contributes to one normalizer. `id`: the first 8 hexadecimal digits of its own."""
 
-    id: bytes
+    id: str
     normalizer: str
     last_time: datetime
     sequence: int
@@ -98,13 +98,16 @@ class ActiveProducer:
 
 @dataclass(frozen=True, slots=True)
 class OpenRound:
-    """A round that waits: `present` gave their parts, `missing` gave theirs to one of the last rounds alone."""
+    """A round that waits: `present` gave their parts, `missing` gave theirs to one of the last rounds alone.
+
+    Members are named by the first 8 hexadecimal digits of their ids.
+    """
 
     group: str
     round: int
     size: int
-    present: tuple[bytes, ...]
-    missing: tuple[bytes, ...]
+    present: tuple[str, ...]
+    missing: tuple[str, ...]
     waited_seconds: float
     remaining_seconds: float
     normalizer: str

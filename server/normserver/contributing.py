@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from normcore.moments import Moments
 from normcore.stack import MomentsStack
-from normserver import codec, names, validate
+from normserver import calls, codec, names, validate
 from normserver.batcher import Batcher
 from normserver.committer import Committer
 from normserver.contributions import Contribution, Outcome, Submission
 from normserver.lifetime import Lifetime
-from normserver.producers import Window
+from normserver.producers import Producer, Window
 from normserver.published import Published
 from normserver.store_thread import StoreThread
 from normstats.v1 import normalization_service_pb2 as pb
@@ -49,19 +49,20 @@ class Contributing:
             item if isinstance(item, Contribution) else await self._taken(item)
             for item in validate.contributions(messages, data, prefix)
         ]
-        return self._committer.submit(Submission(producer, sequence, taken))
+        return self._committer.submit(Submission(_own(producer), sequence, taken))
 
     async def train(self, name: str, producer: bytes, sequence: int, batches: Sequence[Moments]) -> Outcome:
         """Contribute the moments of a batch that was normalized in TRAIN mode."""
         stack = MomentsStack.of(batches)
         codec.check_mergeable(stack, ["input"] * len(stack))
         contribution = Contribution(name, stack, None, "input")
-        return await self._committer.submit(Submission(producer, sequence, (contribution,)))
+        return await self._committer.submit(Submission(_own(producer), sequence, (contribution,)))
 
     async def settled(self, producer: bytes) -> int:
         """The sequence up to which a stream of this producer need not send again; 0 for one that is not known."""
-        windows = await self._store.run(lambda transaction: transaction.windows((producer,)))
-        return windows.get(producer, Window()).settled
+        own = _own(producer)
+        windows = await self._store.run(lambda transaction: transaction.windows((own,)))
+        return windows.get(own, Window()).settled
 
     async def room(self) -> None:
         """Wait until the committer takes more."""
@@ -72,3 +73,8 @@ class Contributing:
         spec, _ = record.statistics()
         batches = await self._batcher.moments(spec, item.batch, prefix=f"{item.field}.")
         return Contribution(item.name, batches, item.observed_at, item.field)
+
+
+def _own(producer_id: bytes) -> Producer:
+    """The producer of this id that belongs to the identity of the current call."""
+    return Producer(calls.identity().name, producer_id)

@@ -18,7 +18,7 @@ from normserver.errors import (
     lost_lease,
     no_such_normalizer,
 )
-from normserver.producers import WINDOW, Verdict, Window
+from normserver.producers import WINDOW, Producer, Verdict, Window
 from normserver.records import Lease, Record, has_stopped, policy_of, rows
 from normstats.specs import RunningSpec
 
@@ -42,7 +42,7 @@ class Contribution:
 class Submission:
     """What one producer sends under one sequence: merged all or none, and only while `lease` is held, if given."""
 
-    producer: bytes
+    producer: Producer
     sequence: int
     contributions: Sequence[Contribution]
     lease: Lease | None = None
@@ -70,7 +70,7 @@ class Decision:
     """What to write, and what to tell each submission, in order."""
 
     records: Sequence[Record]
-    windows: Mapping[bytes, Window]
+    windows: Mapping[Producer, Window]
     outcomes: Sequence[Outcome | ServiceError]
 
 
@@ -104,7 +104,7 @@ class _Admitted(NamedTuple):
 
 def decide(
     records: Mapping[str, Record],
-    windows: Mapping[bytes, Window],
+    windows: Mapping[Producer, Window],
     submissions: Sequence[Submission],
     now: float,
     held: Set[Lease] = frozenset(),
@@ -143,7 +143,7 @@ def decide(
 def _admit(
     submission: Submission,
     records: Mapping[str, Record],
-    windows: dict[bytes, Window],
+    windows: dict[Producer, Window],
     gathered: dict[str, _Pending],
     clock: _Clock,
 ) -> _Admitted:

@@ -98,12 +98,12 @@ def of_snapshot(
     yield from _of_running(subject, running, kept.num_features)
 
 
-def of_window(producer: bytes, highest: int, seen: bytes, used_at: float) -> Iterator[Violation]:
+def of_window(identity: str, producer_id: bytes, highest: int, seen: bytes, used_at: float) -> Iterator[Violation]:
     """What does not hold of a producer's window."""
-    subject = ("producer", producer.hex())
+    subject = ("producer", f"{identity} {producer_id.hex()}")
     yield from _of_times(subject, (used_at,))
-    if len(producer) != PRODUCER_ID_BYTES:
-        yield Violation(*subject, "producer", f"has {len(producer)} bytes; expected {PRODUCER_ID_BYTES}")
+    if len(producer_id) != PRODUCER_ID_BYTES:
+        yield Violation(*subject, "producer_id", f"has {len(producer_id)} bytes; expected {PRODUCER_ID_BYTES}")
     if not isinstance(highest, int) or highest < 0:
         yield Violation(*subject, "highest", f"is {highest!r}; expected a sequence, at least 0")
         return

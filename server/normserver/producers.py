@@ -1,4 +1,4 @@
-"""What is remembered of a producer: which of its sequences were counted.
+"""Which of a producer's sequences were counted.
 
 The anti-replay window of RFC 4303, section 3.4.3: the highest sequence, and a bit for each of the 1,024 up to it.
 Pure: a window goes in, a window comes out.
@@ -8,9 +8,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 WINDOW = 1024
+# An identity of the credentials file has at most 100 characters; a group's has its name, of at most 200, and "group:".
+MAX_IDENTITY = 206
 _BITS = (1 << WINDOW) - 1
+
+
+class Producer(NamedTuple):
+    """The key of a replay window: an id within the identity that contributes under it.
+
+    Two identities that use the same id have two windows, so that an id that others learn is of no use to them.
+    """
+
+    identity: str
+    id: bytes
+
+    @property
+    def short(self) -> str:
+        """The first 8 hexadecimal digits of the id. Responses, metrics and logs contain no more of it."""
+        return short_id(self.id)
+
+
+def of_group(name: str, group_id: bytes) -> Producer:
+    """The producer of a group's rounds. No caller's identity has a colon in its name."""
+    return Producer(f"group:{name}", group_id)
+
+
+def short_id(value: bytes) -> str:
+    """The first 8 hexadecimal digits of an id."""
+    return value.hex()[:8]
 
 
 class Verdict(Enum):

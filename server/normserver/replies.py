@@ -230,7 +230,7 @@ def _active(record: Record, rate: float) -> activity_pb2.ActiveNormalizer:
 
 def _producer(one: Contributor, rate: float) -> activity_pb2.ActiveProducer:
     message = activity_pb2.ActiveProducer(
-        producer_id=one.producer,
+        producer_id=one.producer.short,
         normalizer=one.normalizer,
         sequence=one.sequence,
         contributions=one.merged,

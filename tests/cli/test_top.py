@@ -185,7 +185,7 @@ def test_once_it_prints_what_it_would_show_no_wider_than_the_terminal(
         for _ in range(3):
             normalizer.update(X)
         version = normalizer.refresh().version
-        producer = client.activity(obs).producers[0].id.hex()[:8]
+        producer = client.activity(obs).producers[0].id
     shown = top(server, "--once", "--prefix", obs, columns=columns).stdout
     assert re.search(rf"^{obs} +3 +{version} +12 +[0-9.]+ /s +now\b", shown, re.MULTILINE), shown
     assert re.search(rf"\b{producer}  {obs} +3 .* 0 +[0-9.]+ /s +now\b", shown), shown
@@ -211,7 +211,7 @@ def test_as_json_it_prints_all_that_the_client_gives(server: ServerProcess, obs:
     assert printed["server"]["start_time"] == told.server.start_time.isoformat()
     assert printed["normalizers"][0]["name"] == obs
     assert printed["normalizers"][0]["update_time"] == told.normalizers[0].update_time.isoformat()
-    assert printed["producers"][0]["id"] == told.producers[0].id.hex()
+    assert printed["producers"][0]["id"] == told.producers[0].id
     assert printed["producers"][0]["contributions"] == 1
     assert printed["rounds"] == []
 
@@ -245,7 +245,7 @@ def test_an_open_round_shows_who_is_missing(server: ServerProcess, obs: str) -> 
             (missing,) = client.activity(obs).rounds[0].missing
             other.sync(X)
             waiting.join()
-    assert re.search(rf"^{obs}/step +2 +1 of 2  {missing.hex()[:8]} +1[0-9]\.[0-9] s", shown, re.MULTILINE), shown
+    assert re.search(rf"^{obs}/step +2 +1 of 2  {missing} +1[0-9]\.[0-9] s", shown, re.MULTILINE), shown
 
 
 def _together(one: Member, other: Member) -> None:

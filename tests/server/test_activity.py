@@ -20,6 +20,7 @@ from normserver.activity.history import Histories, History, Point, Spread, point
 from normserver.activity.load import Sampler, quantile
 from normserver.contributions import Contribution, Submission
 from normserver.metrics import Metrics
+from normserver.producers import Producer
 from normserver.records import Record, policy_of
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
@@ -31,9 +32,11 @@ from tests.server_process import ServerProcess
 NO_SPREAD = Spread(0, 0, 0, 0, 0)
 
 
-def submission(producer: bytes, *names: str, sequence: int = 1) -> Submission:
+def submission(producer_id: bytes, *names: str, sequence: int = 1) -> Submission:
     batches = MomentsStack.of((Moments.empty(1),))
-    return Submission(producer, sequence, [Contribution(name, batches, None, "") for name in names])
+    return Submission(
+        Producer("anyone", producer_id), sequence, [Contribution(name, batches, None, "") for name in names]
+    )
 
 
 def everything(_: str) -> bool:
@@ -70,7 +73,7 @@ def test_contributors_are_told_who_was_last_first_and_duplicates_are_told_apart(
     contributors.note(submission(a, "x", "y"), 1.0, at=1.0, duplicate=False)
     contributors.note(submission(b, "x"), 2.0, at=2.0, duplicate=False)
     contributors.note(submission(a, "x", sequence=2), 3.0, at=3.0, duplicate=True)
-    told = [(one.producer, one.normalizer, one.last_at, one.sequence, one.merged, one.duplicates)
+    told = [(one.producer.id, one.normalizer, one.last_at, one.sequence, one.merged, one.duplicates)
             for one in contributors.last(everything, 10)]  # fmt: skip
     assert told == [(a, "x", 3.0, 2, 1, 1), (b, "x", 2.0, 1, 1, 0), (a, "y", 1.0, 1, 1, 0)]
     assert [one.normalizer for one in contributors.last(lambda name: name == "y", 10)] == ["y"]
@@ -171,7 +174,7 @@ def test_it_is_told_what_changes_who_contributes_and_what_it_takes(stub: Normali
     told = stub.GetActivity(pb.GetActivityRequest(prefix=name)).activity
     (normalizer,), (contributor,) = told.normalizers, told.producers
     assert (normalizer.name, normalizer.version, normalizer.num_features, normalizer.count) == (name, 3, 3, 4)
-    assert (contributor.producer_id, contributor.normalizer, contributor.sequence) == (producer, name, 2)
+    assert (contributor.producer_id, contributor.normalizer, contributor.sequence) == (producer.hex()[:8], name, 2)
     assert (contributor.contributions, contributor.duplicates) == (2, 1)
     assert 0 < contributor.contributions_per_second == normalizer.contributions_per_second <= 2.1
     assert told.server.store == "sqlite"

@@ -9,11 +9,11 @@ import torch
 from normcore import MomentsStack, Running, moments_of
 from normserver.contributions import Contributed, Contribution, Decision, Outcome, Submission, decide
 from normserver.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
-from normserver.producers import WINDOW, Window
+from normserver.producers import WINDOW, Producer, Window
 from normserver.records import Record, policy_of
 from normstats import specs
 
-A, B = b"a" * 16, b"b" * 16
+A, B = (Producer("anyone", id_ * 16) for id_ in (b"a", b"b"))
 NOW = 1000.0
 
 
@@ -27,11 +27,11 @@ def contribution(*batches: list[float], name: str = "n", observed_at: float | No
     return Contribution(name, MomentsStack.of(moments), observed_at, "contributions[0]")
 
 
-def submission(producer: bytes, sequence: int, *contributions: Contribution) -> Submission:
+def submission(producer: Producer, sequence: int, *contributions: Contribution) -> Submission:
     return Submission(producer, sequence, contributions)
 
 
-def decided(records: list[Record], *submissions: Submission, windows: dict[bytes, Window] | None = None) -> Decision:
+def decided(records: list[Record], *submissions: Submission, windows: dict[Producer, Window] | None = None) -> Decision:
     return decide({record.name: record for record in records}, windows or {}, submissions, NOW)
 
 

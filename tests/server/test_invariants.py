@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from normcore.moments import moments_of
 from normserver import invariants
 from normserver.app import open_store
-from normserver.producers import Verdict, Window
+from normserver.producers import Producer, Verdict, Window
 from normserver.records import Record, SnapshotRecord, policy_of, start
 from normserver.store.reading import postgresql, sqlite_file
 from normserver.store.verifying import verify
@@ -28,7 +28,7 @@ from normstats.v1 import resources_pb2 as pb
 from tests.postgres import database
 
 Change = Callable[[pb.RunningState], None]
-PRODUCER = bytes(range(16))
+PRODUCER = Producer("anyone", bytes(range(16)))
 SPECS: dict[str, specs.Spec] = {
     "a": specs.Standardize(3),
     "by/batch": specs.BatchNorm(3, weight=[1, 2, 3]),
@@ -114,7 +114,7 @@ def test_what_sql_did_to_a_normalizer_is_found(path: Path, change: str, expected
         ("UPDATE producers SET highest = 2", "seen has bit 2; expected none of sequences below 1"),
         ("UPDATE producers SET seen = x'01'", "seen has 1 bytes; expected 128"),
         ("UPDATE producers SET seen = zeroblob(128)", "seen has bit 0 clear, which stands for 3"),
-        ("UPDATE producers SET producer = x'0102'", "producer 0102: producer has 2 bytes; expected 16"),
+        ("UPDATE producers SET producer_id = x'0102'", "producer anyone 0102: producer_id has 2 bytes; expected 16"),
         ("UPDATE alembic_version SET version_num = '0099'", "database itself: schema is 0099; expected 0001"),
         ("DROP TABLE alembic_version", "database itself: schema is missing; expected a store of normstats"),
         ("DROP TABLE snapshots", "database itself: file cannot be read: no such table: snapshots"),
@@ -259,7 +259,7 @@ def test_a_window_that_sequences_lead_to_is_sound(sequences: list[int]) -> None:
     for sequence in sequences:
         if window.verdict(sequence) is Verdict.NEW:
             window = window.add(sequence)
-    assert list(invariants.of_window(PRODUCER, window.highest, window.to_bytes(), 1.0)) == []
+    assert list(invariants.of_window(*PRODUCER, window.highest, window.to_bytes(), 1.0)) == []
 
 
 @given(st.integers(0, 2000), st.integers(0, 2**1024 - 1))
@@ -268,5 +268,5 @@ def test_a_window_is_sound_if_and_only_if_sequences_lead_to_it(highest: int, see
     for sequence in sorted(highest - bit for bit in range(1024) if seen >> bit & 1):
         if sequence >= 1:
             reachable = reachable.add(sequence)
-    sound = not list(invariants.of_window(PRODUCER, highest, seen.to_bytes(128, "little"), 1.0))
+    sound = not list(invariants.of_window(*PRODUCER, highest, seen.to_bytes(128, "little"), 1.0))
     assert sound == (reachable == Window(highest, seen))

@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 
 import normstats
 from normserver.app import open_store
-from normserver.producers import Window
+from normserver.producers import Producer, Window
 from normserver.published import MAX_AGE_SECONDS
 from normserver.store.base import Store, TryAgain
 from normstats.v1 import normalization_service_pb2 as pb
@@ -182,7 +182,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 def test_a_new_producers_window_is_not_lost_between_two_servers(stores: list[Store]) -> None:
     """Neither finds a row to lock, and each would write the window as if it were the only one."""
-    producer = secrets.token_bytes(16)
+    producer = Producer("a", secrets.token_bytes(16))
     barrier = threading.Barrier(2, timeout=10)
 
     def add(store: Store, sequence: int) -> None:
@@ -202,12 +202,12 @@ def test_a_new_producers_window_is_not_lost_between_two_servers(stores: list[Sto
 
 
 def test_two_that_wait_for_each_other_begin_again(stores: list[Store]) -> None:
-    ids = [bytes([65 + index]) * 16 for index in range(2)]
+    ids = [Producer("a", bytes([65 + index]) * 16) for index in range(2)]
     with stores[0].transaction() as transaction:
         transaction.put_windows({producer: Window(1, 1) for producer in ids}, 1.0)
     barrier, told = threading.Barrier(2, timeout=10), []
 
-    def cross(store: Store, first: bytes, second: bytes) -> None:
+    def cross(store: Store, first: Producer, second: Producer) -> None:
         try:
             with store.transaction() as transaction:
                 transaction.lock_windows((first,))

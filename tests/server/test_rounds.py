@@ -9,9 +9,9 @@ import torch
 
 from normcore import MomentsStack, moments_of
 from normserver.errors import FailedPrecondition, InvalidArgument
-from normserver.rounds.group import Closed, Group, Part, Terms
+from normserver.rounds.group import Closed, Group, Member, Part, Terms
 
-A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+A, B, C = (Member("anyone", id_ * 16) for id_ in (b"a", b"b", b"c"))
 TWO = Terms(size=2, timeout_seconds=10.0, proceed=False, quorum=2, normalizer="")
 LAX = replace(TWO, size=3, proceed=True, quorum=2)
 
@@ -104,7 +104,7 @@ def test_members_agree_on_terms() -> None:
 
 
 def test_a_member_that_knows_of_later_rounds_closes_the_one_that_cannot_be_completed() -> None:
-    one, a = group(), part()
+    one, a = Group(b"g" * 16, TWO, taken_over=True), part()
     assert one.catch_up(1) is None
     one.give(A, 1, a, now=0.0)
     assert one.catch_up(7) == Closed(1, {A: a}, complete=False)
@@ -112,3 +112,11 @@ def test_a_member_that_knows_of_later_rounds_closes_the_one_that_cannot_be_compl
     with pytest.raises(FailedPrecondition, match="do not give the part again") as caught:
         one.give(A, 6, a, now=0.0)
     assert (caught.value.reason, caught.value.metadata) == ("RESULT_LOST", {"next_round": "7"})
+
+
+def test_nobody_knows_of_later_rounds_where_all_were_run_here() -> None:
+    one = group()
+    one.give(A, 1, part(), now=0.0)
+    with pytest.raises(InvalidArgument, match="next_round is 2; the group is at round 1"):
+        one.catch_up(2)
+    assert one.round == 1

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 
 from normcore import Running
 from normserver.app import open_store
-from normserver.producers import Window
+from normserver.producers import Producer, Window
 from normserver.records import Lease, Record, SnapshotRecord, policy_of
 from normserver.store.base import Store, StoreError, StoreUnavailable
 from normserver.store.sqlite import SqliteStore
@@ -74,14 +74,14 @@ def test_a_block_that_fails_is_undone(store: Store) -> None:
     def fail() -> None:
         with store.transaction() as transaction:
             transaction.insert(record("a"))
-            transaction.put_windows({bytes(16): Window(1, 1)}, 1.0)
+            transaction.put_windows({Producer("a", bytes(16)): Window(1, 1)}, 1.0)
             raise LookupError
 
     with pytest.raises(LookupError):
         fail()
     with store.transaction() as transaction:
         assert transaction.records(("a",)) == {}
-        assert transaction.windows((bytes(16),)) == {}
+        assert transaction.windows((Producer("a", bytes(16)),)) == {}
 
 
 def test_names_come_in_pages_and_by_prefix(store: Store) -> None:
@@ -98,10 +98,14 @@ def test_names_come_in_pages_and_by_prefix(store: Store) -> None:
 
 
 def test_windows_are_remembered_until_they_are_idle(store: Store) -> None:
-    many = {number.to_bytes(16, "big"): Window(number, 1) for number in range(1, 2500)}
+    many = {
+        Producer(identity, number.to_bytes(16, "big")): Window(number + shift, 1)
+        for shift, identity in enumerate(("a", "b", "group:a/b"))
+        for number in range(1, 1500)
+    }
     with store.transaction() as transaction:
         transaction.put_windows(many, 10.0)
-    changed = {(7).to_bytes(16, "big"): Window(9, 0b101)}
+    changed = {Producer("b", (7).to_bytes(16, "big")): Window(9, 0b101)}
     with store.transaction() as transaction:
         transaction.put_windows(changed, 20.0)
         assert transaction.windows(many) == many | changed

@@ -91,7 +91,7 @@ def _described(value: Any) -> Any:
         return {field.name: _described(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
         return [_described(one) for one in value]
-    return value.hex() if isinstance(value, bytes) else output.plain(value)
+    return output.plain(value)
 
 
 class _Screen:

@@ -49,7 +49,7 @@ _NO_STYLE = ""
 # One character each, for terminals that have no others.
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█━╸–·…─●↑↓µ", "._-:=+*#=---~-*^vu")
 
-Key = tuple[str, bytes]
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Seen:
             begin, end = activity.load[0].time, activity.load[-1].time
             earlier = (one for one in load if one.time < begin and (end - one.time).total_seconds() < SECONDS)
             load = (*earlier, *activity.load)
-        rates: dict[Key, float] = {(one.name, b""): one.contributions_per_second for one in activity.normalizers}
+        rates: dict[Key, float] = {(one.name, ""): one.contributions_per_second for one in activity.normalizers}
         rates |= {(one.normalizer, one.id): one.contributions_per_second for one in activity.producers}
         held = {key: self.rates.get(key, -1.0) for key in rates}
         return Seen(
@@ -326,7 +326,7 @@ def _normalizers(
 
     most = max((one.contributions_per_second for one in normalizers), default=0.0) or 1.0
     if sort == "rate":
-        normalizers = sorted(normalizers, key=lambda one: (-rates[one.name, b""], one.name))
+        normalizers = sorted(normalizers, key=lambda one: (-rates[one.name, ""], one.name))
     elif sort == "name":
         normalizers = sorted(normalizers, key=lambda one: one.name)
     columns = (
@@ -349,7 +349,7 @@ def _producers(
         seconds = server_time - one.last_time.timestamp()
         style = _NO_STYLE if seconds < _ACTIVE_SECONDS else QUIET
         return [
-            (_short(one.id), style),
+            (_clean(one.id), style),
             (_clean(one.normalizer), style),
             (figures.whole(one.sequence), style),
             (figures.whole(one.contributions), style),
@@ -383,7 +383,7 @@ def _rounds(rounds: Sequence[OpenRound], age: float) -> Section:
         left = max(one.remaining_seconds - age, 0.0)
         style = BAD if left < 0.25 * (one.waited_seconds + one.remaining_seconds) else WARN
         unknown = one.size - len(one.present) - len(one.missing)
-        missing = [_short(id_) for id_ in one.missing]
+        missing = [_clean(id_) for id_ in one.missing]
         return [
             (_clean(one.group), _NO_STYLE),
             (figures.whole(one.round), _NO_STYLE),
@@ -413,10 +413,6 @@ def _sorted_by(sort: str) -> str:
 
 def _level(value: float, warn: float, bad: float) -> str:
     return BAD if value >= bad else WARN if value >= warn else _NO_STYLE
-
-
-def _short(id_: bytes) -> str:
-    return id_.hex()[:8]
 
 
 def _clean(told: str) -> str:

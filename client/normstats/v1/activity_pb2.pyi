@@ -238,8 +238,8 @@ class ActiveProducer(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
-    producer_id: _builtins.bytes
-    """The producer."""
+    producer_id: _builtins.str
+    """The first 8 hexadecimal digits of its id."""
     normalizer: _builtins.str
     """What it contributed to."""
     sequence: _builtins.int
@@ -257,7 +257,7 @@ class ActiveProducer(_message.Message):
     def __init__(
         self,
         *,
-        producer_id: _builtins.bytes = ...,
+        producer_id: _builtins.str = ...,
         normalizer: _builtins.str = ...,
         last_time: _timestamp_pb2.Timestamp | None = ...,
         sequence: _builtins.int = ...,
@@ -300,12 +300,12 @@ class OpenRound(_message.Message):
     normalizer: _builtins.str
     """The normalizer that takes it in; empty if none."""
     @_builtins.property
-    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Those who gave their parts."""
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those who gave their parts, by the first 8 hexadecimal digits of their ids."""
 
     @_builtins.property
-    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Those who gave theirs to one of the last rounds, and not yet to this one; who was there last comes first."""
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those who gave theirs to one of the last rounds, and not yet to this one, likewise; who was there last comes first."""
 
     def __init__(
         self,
@@ -313,8 +313,8 @@ class OpenRound(_message.Message):
         group: _builtins.str = ...,
         round: _builtins.int = ...,
         size: _builtins.int = ...,
-        present: _abc.Iterable[_builtins.bytes] | None = ...,
-        missing: _abc.Iterable[_builtins.bytes] | None = ...,
+        present: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
         waited_seconds: _builtins.float = ...,
         remaining_seconds: _builtins.float = ...,
         normalizer: _builtins.str = ...,

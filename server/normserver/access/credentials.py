@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from normserver.access.grants import Grant, Identity, Limits, Scope
+from normserver.access.grants import ANYONE, Grant, Identity, Limits, Scope
 from normserver.errors import Unauthenticated
 from normserver.files import Watched
 
@@ -85,6 +85,8 @@ def parse(text: str) -> Identities:
     _check_once("tokens", [token for one in found for token in one.tokens])
     _check_once("certificates", [name for one in found for name in one.certificates])
     for one in found:
+        if one.name == ANYONE.name:
+            raise InvalidCredentials(f"identity.name: {one.name} is the identity of servers without credentials")
         identity = _identity(one)
         by_token.update((bytes.fromhex(token.removeprefix("sha256:")), identity) for token in one.tokens)
         by_certificate.update((name, identity) for name in one.certificates)

@@ -86,4 +86,4 @@ class Identity:
 
 
 ANYONE = Identity("anyone", (Grant(Scope.ADMIN, ""),))
-"""Who calls where nobody is asked who he is."""
+"""The one identity of a server without credentials. A credentials file cannot name it."""

@@ -35,13 +35,16 @@ class About:
 
 
 class OpenRound(NamedTuple):
-    """A round that waits for members: those who gave their parts, and those who gave one to one of the last rounds."""
+    """A round that waits for members: those who gave their parts, and those who gave one to one of the last rounds.
+
+    Members are named by the first digits of their ids.
+    """
 
     group: str
     round: int
     size: int
-    present: Sequence[bytes]
-    missing: Sequence[bytes]
+    present: Sequence[str]
+    missing: Sequence[str]
     waited_seconds: float
     remaining_seconds: float
     normalizer: str

@@ -12,6 +12,7 @@ from itertools import islice
 from math import exp
 
 from normserver.contributions import Submission
+from normserver.producers import Producer
 
 # Pairs that are remembered, and normalizers; those that were quiet longest go first.
 CAPACITY = 4096
@@ -47,7 +48,7 @@ class Rate:
 class Contributor:
     """A producer, as far as it contributes to one normalizer. `last_at`: seconds since 1970, by the wall clock."""
 
-    producer: bytes
+    producer: Producer
     normalizer: str
     rate: Rate
     last_at: float = 0.0
@@ -61,8 +62,8 @@ class Contributors:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._pairs: OrderedDict[tuple[str, bytes], Contributor] = OrderedDict()
-        self._producers: OrderedDict[bytes, float] = OrderedDict()
+        self._pairs: OrderedDict[tuple[str, Producer], Contributor] = OrderedDict()
+        self._producers: OrderedDict[Producer, float] = OrderedDict()
         self._rates: OrderedDict[str, Rate] = OrderedDict()
 
     def note(self, submission: Submission, now: float, *, at: float, duplicate: bool) -> None:
@@ -78,7 +79,7 @@ class Contributors:
             else:
                 self._merged(pair, now)
 
-    def _pair(self, name: str, producer: bytes, now: float) -> Contributor:
+    def _pair(self, name: str, producer: Producer, now: float) -> Contributor:
         key = name, producer
         pair = self._pairs.get(key)
         if pair is None:

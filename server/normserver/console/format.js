@@ -120,15 +120,3 @@ export function bytes(value) {
   }
   return `${unit === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[unit]}`;
 }
-
-/** An id (base64) in hexadecimal digits. */
-export function hex(id) {
-  try {
-    return Array.from(atob(id), (character) => character.charCodeAt(0).toString(16).padStart(2, "0")).join("");
-  } catch {
-    return id;
-  }
-}
-
-/** The first of them: enough to tell one from another. */
-export const short = (id) => hex(id).slice(0, 8);

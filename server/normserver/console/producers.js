@@ -1,7 +1,7 @@
 /** Who contributes, how fast, and since when no more. */
 
 import { h, rows, say, show } from "./dom.js";
-import { ago, count, hex, moment, NOTHING, rate, short } from "./format.js";
+import { ago, count, moment, NOTHING, rate } from "./format.js";
 import { empty, named, pageOf, panel, row, table } from "./panel.js";
 import { secondsSince } from "./server-clock.js";
 
@@ -68,7 +68,7 @@ export class ProducersPanel {
     const line = this.normalizers
       ? row("", "clip", "number", "number muted")
       : row("", "number", "number", "number muted");
-    line.cells[0].append(h("code", { title: hex(id) }, short(id)));
+    line.cells[0].append(h("code", {}, id));
     const link = h("a");
     const others = h("span", { class: "muted" });
     if (this.normalizers) line.cells[1].append(link, others);

@@ -1,7 +1,7 @@
 /** Rounds that wait for members: who is there, who is missing, and how long it may still take. */
 
 import { h, rows, say, show } from "./dom.js";
-import { count, hex, short } from "./format.js";
+import { count } from "./format.js";
 import { empty, pageOf, panel } from "./panel.js";
 
 // A round of a group that runs well is open for milliseconds: to show those would only flicker.
@@ -111,4 +111,4 @@ const dot = (row, { kind }) => {
   if (row.node.className !== kind) row.node.className = kind;
 };
 
-const absent = (id) => ({ node: h("code", { title: hex(id) }, short(id)) });
+const absent = (id) => ({ node: h("code", {}, id) });

@@ -34,11 +34,18 @@ class Part:
     vector: bytes
 
 
+class Member(NamedTuple):
+    """A member's place: an id within the identity that joined with it, so that no other identity can take it."""
+
+    identity: str
+    id: bytes
+
+
 class Closed(NamedTuple):
     """A round that waits no longer, and the parts that were given; they are merged if `complete`."""
 
     round: int
-    parts: Mapping[bytes, Part]
+    parts: Mapping[Member, Part]
     complete: bool
 
 
@@ -46,13 +53,15 @@ class Closed(NamedTuple):
 class Group:
     """The rounds of one group, one open at a time, counted from 1. `id` tells it from others of its name.
 
-    What `first` and the rounds since came to is known here; of those before, only that they are over.
+    What `first` and the rounds since came to is known here; of those before, only that they are over. `taken_over` says
+    that another server may have run rounds of it before; then members know more than this one.
     """
 
     id: bytes
     terms: Terms
     round: int = 1
-    parts: dict[bytes, Part] = field(default_factory=dict)
+    taken_over: bool = False
+    parts: dict[Member, Part] = field(default_factory=dict)
     deadline: float | None = None
     first: int = field(init=False)
 
@@ -74,14 +83,20 @@ class Group:
         self.terms = terms
 
     def catch_up(self, next_round: int) -> Closed | None:
-        """A member knows that all before this round are over: one that is still open here can never be completed."""
+        """A member knows that all before this round are over: one that is still open here can never be completed.
+
+        Raises:
+            InvalidArgument: it cannot know that, since all rounds of this group were run here.
+        """
         if next_round <= self.round:
             return None
+        if not self.taken_over:
+            raise InvalidArgument("join.next_round", f"is {next_round}; the group is at round {self.round}")
         closed = self._close(complete=False)
         self.round = self.first = next_round
         return closed
 
-    def give(self, member: bytes, number: int, part: Part, now: float) -> Closed | None:
+    def give(self, member: Member, number: int, part: Part, now: float) -> Closed | None:
         """Take a member's part in; returns the round if that completes it. A part given twice is taken once.
 
         Raises:

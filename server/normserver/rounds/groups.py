@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from normserver import calls
 from normserver.activity.activity import OpenRound
 from normserver.committer import Committer
 from normserver.compute import Compute
@@ -19,10 +20,11 @@ from normserver.errors import DeadlineExceeded, ResourceExhausted, ServiceError,
 from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normserver.names import PRODUCER_ID_BYTES
+from normserver.producers import of_group, short_id
 from normserver.published import Published
 from normserver.rounds import frames
 from normserver.rounds.frames import Join, Merged
-from normserver.rounds.group import Closed, Group, Part
+from normserver.rounds.group import Closed, Group, Member, Part
 from normserver.rounds.ownership import Ownership, Sole
 from normstats.v1 import normalization_service_pb2 as pb
 
@@ -42,7 +44,7 @@ class _Result(NamedTuple):
     """What a round came to, once it is known; `members` may ask for it again. `opened_at`: the event loop's time."""
 
     future: asyncio.Future[bytes]
-    members: set[bytes]
+    members: set[Member]
     opened_at: float
 
 
@@ -91,6 +93,7 @@ class Groups:
         join = frames.join(first)
         width = await self._width(join.terms.normalizer)
         await self.ownership.acquire(join.group)
+        member = Member(calls.identity().name, join.member)
         with self._stopping_tells(), self._seat(join) as live:
             yield frames.joined(live.group.round, live.group.id)
             async for frame in requests:
@@ -98,7 +101,7 @@ class Groups:
                 if self._live.get(join.group) is not live:
                     raise lost_lease(join.group)
                 # Shielded: when one member hangs up, the others still wait for this.
-                yield await asyncio.shield(self._give(live, join.member, number, part))
+                yield await asyncio.shield(self._give(live, member, number, part))
 
     def open_rounds(self) -> list[OpenRound]:
         """Rounds that wait for members."""
@@ -163,7 +166,8 @@ class Groups:
         if live is None:
             if len(self._live) >= MAX_GROUPS:
                 raise ResourceExhausted(f"there are {len(self._live)} groups already; try again later")
-            group = Group(join.group_id or secrets.token_bytes(PRODUCER_ID_BYTES), join.terms, max(1, join.next_round))
+            group_id = join.group_id or secrets.token_bytes(PRODUCER_ID_BYTES)
+            group = Group(group_id, join.terms, max(1, join.next_round), taken_over=bool(join.group_id))
             live = self._live[join.group] = _Live(join.group, group)
             return live
         live.group.agree(join.terms, alone=not live.seats)
@@ -176,7 +180,7 @@ class Groups:
             del self._live[live.name]
             self.ownership.release(live.name)
 
-    def _give(self, live: _Live, member: bytes, number: int, part: Part) -> asyncio.Future[bytes]:
+    def _give(self, live: _Live, member: Member, number: int, part: Part) -> asyncio.Future[bytes]:
         kept = live.results.get(number)
         if number < live.group.round:
             if kept is None or member not in kept.members:
@@ -232,7 +236,7 @@ class Groups:
             version = await self._contribute(live, closed.round, merged)
             self.ownership.lease(live.name)  # whoever has lost it may not tell what a round came to
             if not future.done():
-                future.set_result(frames.merged(closed.round, merged, members, version))
+                future.set_result(frames.merged(closed.round, merged, [member.id for member in members], version))
         except ServiceError as error:
             _fail(future, error)
         except Exception as error:  # a bug: these members get INTERNAL, and the group lives on
@@ -255,7 +259,9 @@ class Groups:
         loop = asyncio.get_running_loop()
         end = loop.time() + terms.timeout_seconds
         contribution = Contribution(terms.normalizer, merged.moments, None, "part.moments")
-        submission = Submission(live.group.id, number, (contribution,), self.ownership.lease(live.name))
+        submission = Submission(
+            of_group(live.name, live.group.id), number, (contribution,), self.ownership.lease(live.name)
+        )
         while True:
             try:
                 outcome = await self._committer.submit(submission)
@@ -268,7 +274,7 @@ class Groups:
 
 def _open_round(live: _Live, result: _Result, now: float) -> OpenRound:
     group = live.group
-    known: dict[bytes, None] = {}
+    known: dict[Member, None] = {}
     for number in sorted(live.results, reverse=True):
         known |= dict.fromkeys(sorted(live.results[number].members))
     missing = [member for member in known if member not in group.parts]
@@ -276,8 +282,8 @@ def _open_round(live: _Live, result: _Result, now: float) -> OpenRound:
         live.name,
         group.round,
         group.terms.size,
-        sorted(group.parts),
-        missing[: group.terms.size - len(group.parts)],
+        [short_id(member.id) for member in sorted(group.parts)],
+        [short_id(member.id) for member in missing[: group.terms.size - len(group.parts)]],
         now - result.opened_at,
         0.0 if group.deadline is None else max(group.deadline - now, 0.0),
         group.terms.normalizer,

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from normserver.producers import Window
+from normserver.producers import Producer, Window
 from normserver.records import Lease, LeaseRecord, Record, SnapshotRecord
 
 
@@ -98,18 +98,18 @@ class Transaction(Protocol):
         """Delete a normalizer and its snapshots."""
         ...
 
-    def windows(self, producers: Collection[bytes]) -> dict[bytes, Window]:
+    def windows(self, producers: Collection[Producer]) -> dict[Producer, Window]:
         """The windows of those producers that are remembered, as of now."""
         ...
 
-    def lock_windows(self, producers: Collection[bytes]) -> dict[bytes, Window]:
+    def lock_windows(self, producers: Collection[Producer]) -> dict[Producer, Window]:
         """The same, and nobody else's until the transaction ends; also of those that are not remembered yet.
 
         Records are locked before windows, always, so that two servers never wait for each other.
         """
         ...
 
-    def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
+    def put_windows(self, windows: Mapping[Producer, Window], now: float) -> None:
         """Remember producers' windows, last used now, by the retention clock."""
         ...
 

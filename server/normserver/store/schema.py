@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, LargeBinary, MetaData, String, Table
 
 from normserver.names import MAX_NAME, MAX_TAG
+from normserver.producers import MAX_IDENTITY
 
 metadata = MetaData()
 
@@ -21,14 +22,17 @@ normalizers = Table(
     Column("updated_at", Double, nullable=False),
 )
 
-# `seen` is the window's bits: bit i stands for highest - i.
+# The replay windows of each identity's producers. `seen` has the window's bits: bit i stands for highest - i.
+# In SQLite the rows are kept in the primary key's own tree: a second one would hold identity and id once more.
 producers = Table(
     "producers",
     metadata,
-    Column("producer", LargeBinary(16), primary_key=True),
+    Column("identity", String(MAX_IDENTITY), primary_key=True),
+    Column("producer_id", LargeBinary(16), primary_key=True),
     Column("highest", BigInteger, nullable=False),
     Column("seen", LargeBinary(128), nullable=False),
     Column("used_at", Double, nullable=False, index=True),
+    sqlite_with_rowid=False,
 )
 
 # One row: which store this is, and the newest reading of the retention clock, by which `used_at` above is measured.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -23,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from normserver.producers import Window
+from normserver.producers import Producer, Window
 from normserver.records import Lease, LeaseRecord, Record, SnapshotRecord
 from normserver.store import rows
 from normserver.store.schema import leases, normalizers, producers, snapshots
@@ -37,7 +38,7 @@ _IN_LIST = 1000
 def _put_window(statement: Any) -> Any:
     new = statement.excluded
     values = {"highest": new.highest, "seen": new.seen, "used_at": new.used_at}
-    return statement.on_conflict_do_update(index_elements=[producers.c.producer], set_=values)
+    return statement.on_conflict_do_update(index_elements=[producers.c.identity, producers.c.producer_id], set_=values)
 
 
 _PUT_WINDOW = {"sqlite": _put_window(sqlite.insert(producers)), "postgresql": _put_window(postgresql.insert(producers))}
@@ -123,11 +124,11 @@ class SqlTransaction:
         self._connection.execute(delete(snapshots).where(snapshots.c.normalizer == name))
         self._connection.execute(delete(normalizers).where(normalizers.c.name == name))
 
-    def windows(self, ids: Collection[bytes]) -> dict[bytes, Window]:
+    def windows(self, ids: Collection[Producer]) -> dict[Producer, Window]:
         """The windows of those producers that are remembered, as of now."""
         return self._windows(ids, select(producers))
 
-    def lock_windows(self, ids: Collection[bytes]) -> dict[bytes, Window]:
+    def lock_windows(self, ids: Collection[Producer]) -> dict[Producer, Window]:
         """The same, and nobody else's until the transaction ends; also of those that are not remembered yet."""
         locked = select(producers).with_for_update()
         found = self._windows(ids, locked)
@@ -138,15 +139,17 @@ class SqlTransaction:
             found |= {one: window for one, window in self._windows(new, locked).items() if window != Window()}
         return found
 
-    def _windows(self, ids: Collection[bytes], query: Select[Any]) -> dict[bytes, Window]:
-        found: dict[bytes, Window] = {}
-        for some in _slices(sorted(ids)):
-            chosen = query.where(producers.c.producer.in_(some)).order_by(producers.c.producer)
-            rows = self._connection.execute(chosen)
-            found |= {row.producer: Window.from_bytes(row.highest, row.seen) for row in rows}
+    def _windows(self, ids: Collection[Producer], query: Select[Any]) -> dict[Producer, Window]:
+        found: dict[Producer, Window] = {}
+        # One identity at a time: SQLite scans the table for pairs in a list.
+        for identity, group in groupby(sorted(ids), key=lambda one: one.identity):
+            for some in _slices([one.id for one in group]):
+                of_these = (producers.c.identity == identity) & producers.c.producer_id.in_(some)
+                for row in self._connection.execute(query.where(of_these).order_by(producers.c.producer_id)):
+                    found[Producer(identity, row.producer_id)] = Window.from_bytes(row.highest, row.seen)
         return found
 
-    def put_windows(self, windows: Mapping[bytes, Window], now: float) -> None:
+    def put_windows(self, windows: Mapping[Producer, Window], now: float) -> None:
         """Remember producers' windows."""
         if windows:
             rows = [_window_row(producer, windows[producer], now) for producer in sorted(windows)]
@@ -263,5 +266,12 @@ def _after_prefix(prefix: str) -> str:
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
-def _window_row(producer: bytes, window: Window, now: float) -> dict[str, Any]:
-    return {"producer": producer, "highest": window.highest, "seen": window.to_bytes(), "used_at": now}
+def _window_row(producer: Producer, window: Window, now: float) -> dict[str, Any]:
+    identity, producer_id = producer
+    return {
+        "identity": identity,
+        "producer_id": producer_id,
+        "highest": window.highest,
+        "seen": window.to_bytes(),
+        "used_at": now,
+    }

@@ -16,7 +16,7 @@ from normserver.store.migrate import newest_version
 # As they stand: neither SQLAlchemy's types nor ours have had a look at them.
 _NORMALIZERS = text("SELECT name, spec, version, running, created_at, updated_at FROM normalizers ORDER BY name")
 _SNAPSHOTS = text("SELECT normalizer, tag, version, running, created_at FROM snapshots ORDER BY normalizer, tag")
-_PRODUCERS = text("SELECT producer, highest, seen, used_at FROM producers ORDER BY producer")
+_PRODUCERS = text("SELECT identity, producer_id, highest, seen, used_at FROM producers ORDER BY identity, producer_id")
 # Rows that are read at a time: statistics may have megabytes each.
 _ROWS = 100
 
@@ -73,9 +73,9 @@ def _found(connection: Connection, report: Report) -> Iterator[Violation]:
         report.snapshots += 1
         subject = (str(normalizer), str(tag), version, _bytes(running), created_at)
         yield from invariants.of_snapshot(*subject, kept.get(normalizer))
-    for producer, highest, seen, used_at in streaming.execute(_PRODUCERS):
+    for identity, producer_id, highest, seen, used_at in streaming.execute(_PRODUCERS):
         report.producers += 1
-        yield from invariants.of_window(_bytes(producer), highest, _bytes(seen), used_at)
+        yield from invariants.of_window(str(identity), _bytes(producer_id), highest, _bytes(seen), used_at)
 
 
 def _bytes(value: object) -> bytes:

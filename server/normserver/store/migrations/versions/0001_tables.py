@@ -23,10 +23,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "producers",
-        sa.Column("producer", sa.LargeBinary(16), primary_key=True),
+        sa.Column("identity", sa.String(206), primary_key=True),
+        sa.Column("producer_id", sa.LargeBinary(16), primary_key=True),
         sa.Column("highest", sa.BigInteger, nullable=False),
         sa.Column("seen", sa.LargeBinary(128), nullable=False),
         sa.Column("used_at", sa.Double, nullable=False),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_producers_used_at", "producers", ["used_at"])
     store = op.create_table(
