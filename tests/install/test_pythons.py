@@ -41,7 +41,7 @@ def test_it_installs_imports_and_serves(version: str, tmp_path: Path) -> None:
         )
         try:
             assert server.stderr is not None
-            (target,) = next(filter(None, (re.findall(r"grpc=(\S+)", line) for line in server.stderr)))
+            (target,) = next(filter(None, (re.findall(r'"grpc": "([^"]+)"', line) for line in server.stderr)))
             answered = run(python, "-c", SESSION, target)
             assert answered.returncode == 0, answered.stderr
             assert answered.stdout.split("\n") == ["[2. 4.] [[0. 0.]]", "[[-0.999995  0.999995]]", ""]
