@@ -168,7 +168,7 @@ class Kernel:
             return None
 
     def _obtained(self, x: torch.dtype, parameters: torch.dtype) -> Callable[..., Any]:
-        if (x, parameters) in self._missing:
+        if (x, parameters) in self._missing and _elsewhere is not None:
             raise NotCompiled
         with self._lock:
             if (x, parameters) not in self._compiled and not self.load(x, parameters):
