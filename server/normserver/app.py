@@ -322,8 +322,16 @@ class App:
         here = EventLoop(asyncio.get_running_loop())
         api = Api(self._gateway, here, body_seconds=self._settings.http_request_timeout)
         more = [*api.routes, *NormalizerMetrics(api).routes]
-        told = self.why_not_alive, self.why_not_ready, self._may_read, self._kernels.progress
-        return application(self.metrics.registry, *told, more, HANDLERS)
+        return application(
+            self.metrics.registry,
+            self.why_not_alive,
+            self.why_not_ready,
+            self._may_read,
+            self._kernels.progress,
+            needs_token=self._credentials is not None,
+            more=more,
+            handlers=HANDLERS,
+        )
 
     def _gather(self) -> Activity:
         about = About(

@@ -18,7 +18,7 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -47,6 +47,8 @@ def application(
     why_not_ready: Callable[[], str],
     may_read: Callable[[str], bool],
     progress: Callable[[], str],
+    *,
+    needs_token: bool,
     more: Sequence[Route] = (),
     handlers: Mapping[type[Exception], Callable[[Request, Exception], Response]] | None = None,
 ) -> Starlette:
@@ -57,9 +59,16 @@ def application(
         why_not_alive, why_not_ready: return nothing where all is well.
         may_read: whether an Authorization header is of somebody who may see /metrics.
         progress: returns what a server that is ready still prepares, if anything.
+        needs_token: whether nobody is answered without one, which the console is told.
         more: pages that ask the server.
         handlers: what becomes of their errors.
     """
+
+    console = (_CONSOLE / "index.html").read_text(encoding="utf-8")
+    if needs_token:
+        console = console.replace(
+            'name="normstats-token" content="optional"', 'name="normstats-token" content="required"'
+        )
 
     async def metrics(request: Request) -> Response:
         if not may_read(request.headers.get("authorization", "")):
@@ -74,7 +83,7 @@ def application(
         return _well(why_not_ready(), progress())
 
     async def index(_: Request) -> Response:
-        return FileResponse(_CONSOLE / "index.html", headers=_HEADERS)
+        return HTMLResponse(console, headers=_HEADERS)
 
     return Starlette(
         routes=[

@@ -47,7 +47,8 @@ def test_the_server_takes_the_command_line_and_its_ports_are_those_that_others_n
 
     assert container["startupProbe"]["grpc"] == container["readinessProbe"]["grpc"] == {"port": ports["health"]}
     page = container["livenessProbe"]["httpGet"]
-    pages = {route.path for route in application(None, str, str, bool, str).routes}  # type: ignore[arg-type, attr-defined]
+    told = application(None, str, str, bool, str, needs_token=True)  # type: ignore[arg-type]
+    pages = {route.path for route in told.routes}  # type: ignore[attr-defined]
     scheme = "HTTPS" if loaded.tls_cert else "HTTP"
     assert (page["port"], page["scheme"], page["path"] in pages) == ("http", scheme, True)
 

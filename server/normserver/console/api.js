@@ -1,6 +1,6 @@
 /** The server's calls: reads by their fields, changes by a message, in protobuf's JSON. */
 
-import { token } from "./token.js";
+import { isNeeded, token } from "./token.js";
 
 /** What the server refused, and why. */
 export class ApiError extends Error {
@@ -15,6 +15,15 @@ export class ApiError extends Error {
 
 function headers(more = {}, bearer = token()) {
   return bearer ? { ...more, Authorization: `Bearer ${bearer}` } : more;
+}
+
+/** As fetch, but that what needs a token is not sent without: the browser would log the refusal as an error. */
+async function sent(address, options) {
+  if (isNeeded && !options.headers.Authorization) {
+    document.dispatchEvent(new Event("tokenwanted"));
+    throw new ApiError(401, { code: "UNAUTHENTICATED", message: "This server asks who you are: bring a token." });
+  }
+  return answered(await fetch(address, options));
 }
 
 async function answered(response) {
@@ -39,26 +48,26 @@ function address(method, fields) {
 
 /** Ask. Fields are named as the proto names them. */
 export async function read(method, fields = {}, signal = undefined) {
-  const response = await fetch(address(method, fields), { headers: headers(), signal, cache: "no-store" });
-  return (await answered(response)).json();
+  const response = await sent(address(method, fields), { headers: headers(), signal, cache: "no-store" });
+  return response.json();
 }
 
 /** Ask, and keep listening: the response, whose body is a stream of events. */
 export async function listen(method, fields, signal) {
-  return answered(await fetch(address(method, fields), { headers: headers(), signal, cache: "no-store" }));
+  return sent(address(method, fields), { headers: headers(), signal, cache: "no-store" });
 }
 
 /** Change something. */
 export async function change(method, message) {
-  const response = await fetch(`api/${method}`, {
+  const response = await sent(`api/${method}`, {
     method: "POST",
     headers: headers({ "Content-Type": "application/json" }),
     body: JSON.stringify(message),
   });
-  return (await answered(response)).json();
+  return response.json();
 }
 
 /** Ask something harmless with a token that is not in use yet: an error if the server does not know it. */
 export async function tryToken(value) {
-  await answered(await fetch(address("GetActivity", { limit: 1 }), { headers: headers({}, value), cache: "no-store" }));
+  await sent(address("GetActivity", { limit: 1 }), { headers: headers({}, value), cache: "no-store" });
 }

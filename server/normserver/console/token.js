@@ -14,6 +14,9 @@ function stored() {
 /** The token; empty without one. */
 export const token = () => held;
 
+/** Whether the server answers nobody without one, as its page says. */
+export const isNeeded = document.querySelector('meta[name="normstats-token"]')?.content === "required";
+
 /** Take another token, or none. Everybody who listens for `tokenchange` on the document is told. */
 export function setToken(value) {
   held = value.trim();
