@@ -257,6 +257,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise InvalidArgument("body", "has a field twice in one object; expected each once")
+    if not all(map(str.isascii, found)):  # half a character of UTF-16, as JSON may have, protobuf cannot look up
+        raise InvalidArgument("body", "has a field whose name is not ASCII; expected the request's fields")
     return found
 
 

@@ -21,8 +21,8 @@ import prometheus_client
 
 log = logging.getLogger(__name__)
 
-# asyncio allocates this for each TLS connection before its handshake, and has 256 KiB by default. Two records of TLS.
-sslproto.SSLProtocol.max_size = 32 << 10
+# asyncio allocates this for each TLS connection before its handshake: 256 KiB by default. A record of TLS has so much.
+sslproto.SSLProtocol.max_size = 16 << 10
 
 _SWEEP_SECONDS = 0.5
 _LOG_SECONDS = 5.0

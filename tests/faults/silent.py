@@ -1,7 +1,7 @@
 """Many connections that say nothing, or little, held by a process of its own.
 
 python -m tests.faults.silent HOST PORT COUNT KIND: tells "open" once it has made them all, and then makes those anew
-that the server closed, at most 200 a second, until it is killed.
+that the server closed, at most 50 a second, until it is killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from tests.server_process import ServerProcess
 
 KINDS = ("silent", "byte", "headers", "handshake", "health")
-AGAIN_PER_SECOND = 200
+AGAIN_PER_SECOND = 50
 
 
 @contextmanager
@@ -79,11 +79,11 @@ def main(host: str, port: int, count: int, kind: str) -> None:
         add()
     print("open", flush=True)
     while True:
-        for number, _ in watch.poll(maxevents=AGAIN_PER_SECOND // 10):
+        for number, _ in watch.poll(maxevents=1):
             watch.unregister(number)
             by_number.pop(number).close()
             add()
-        time.sleep(0.1)
+        time.sleep(1 / AGAIN_PER_SECOND)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def test_every_method_that_pages_offer_is_the_contracts() -> None:
 @pytest.mark.parametrize("host", ["attacker.example", "attacker.example:9464", "127.0.0.1.attacker.example"])
 def test_a_strangers_name_for_this_machine_is_refused(server: ServerProcess, host: str) -> None:
     """A page of attacker.example, whose name then stands for 127.0.0.1, sends this."""
-    for path in ("/api/GetActivity", "/api/WatchActivity", "/metrics/normalizers?name=a"):
+    for path in ("/api/GetActivity", "/api/WatchActivity", "/metrics", "/metrics/normalizers?name=a", "/"):
         response = httpx.get(f"{server.http}{path}", headers={"Host": host})
         assert (response.status_code, response.json()["reason"]) == (403, "OTHER_HOST")
     for here in ("localhost", "127.0.0.1:1", "[::1]:80"):
