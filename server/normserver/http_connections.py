@@ -154,9 +154,10 @@ class Connections:
         if len(connections) < limit:
             return True
         self.reject(reason)
-        victim = next((one for one in connections if not one.served), None)
-        victim = victim or next((one for one in connections if not one.recognized), None)
-        victim = victim or min((one for one in connections if not one.busy), key=lambda one: one.deadline, default=None)
+        unknown = [one for one in connections if not one.recognized]
+        idle = (one for one in connections if not one.busy)
+        victim = next((one for one in unknown if not one.served), None) or next(iter(unknown), None)
+        victim = victim or min(idle, key=lambda one: one.deadline, default=None)
         if victim is None:
             return False
         victim.abort()
