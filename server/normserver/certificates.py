@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from normserver.files import Watched
+from normserver.files import Watched, warn_of_readers
 
 
 class Pair(NamedTuple):
@@ -61,6 +61,7 @@ class Certificates:
         return _configuration(newest)
 
     def _read(self) -> Pair:
+        warn_of_readers(self._key)
         # OpenSSL says whether they belong together, which gRPC would only say at a handshake.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
         client_ca = None

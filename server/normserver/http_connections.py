@@ -148,16 +148,17 @@ class Connections:
     def _make_room(self, connections: list[Connection], limit: int, reason: str) -> bool:
         """Whether there is room for one more, if need be in the place of another.
 
-        That is the oldest on which nothing was answered; or else on which no caller was recognized; or else the one
-        that is idle longest. So connections that somebody holds open keep nobody out who has something to ask.
+        That is the oldest on which no caller was recognized, or else the one that is idle longest: connections that
+        somebody holds open keep nobody out who has something to ask. Those on which health was answered are no better
+        than others: with them alone all room but one place could be taken.
         """
         if len(connections) < limit:
             return True
         self.reject(reason)
-        unknown = [one for one in connections if not one.recognized]
         idle = (one for one in connections if not one.busy)
-        victim = next((one for one in unknown if not one.served), None) or next(iter(unknown), None)
-        victim = victim or min(idle, key=lambda one: one.deadline, default=None)
+        victim = next((one for one in connections if not one.recognized), None) or min(
+            idle, key=lambda one: one.deadline, default=None
+        )
         if victim is None:
             return False
         victim.abort()
@@ -186,15 +187,15 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: Connections, accepted: socket.socket, address: tuple[str, int]) -> None:
         self.client = address[0], address[1]
         self.network = _network(address[0])
-        self.served = self.recognized = False
-        """Whether a request on it was answered; and whether its caller was recognized."""
+        self.recognized = False
+        """Whether a caller was recognized by a request on it."""
         self.deadline = owner.loop.time() + owner.limits.request_seconds
         self._owner = owner
         self._socket = accepted
         self._opening: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._requests = 0
-        self._receiving = self._aborted = False
+        self._served = self._receiving = self._aborted = False
         self._unread_bytes = 0
 
     @property
@@ -221,7 +222,7 @@ class Connection(asyncio.Protocol):
     def end(self) -> None:
         """A request is answered: the next one may take its time to come."""
         self._requests -= 1
-        self.served = True
+        self._served = True
         if not self._requests and not self._unread_bytes:
             self.deadline = self._owner.loop.time() + self._owner.limits.idle_seconds
 
@@ -238,7 +239,7 @@ class Connection(asyncio.Protocol):
             reason = "slow_reader"
         elif transport.is_closing():  # and waits for its client
             reason = "slow_reader"
-        elif self.served and not self._receiving:  # as connections end that nobody needs
+        elif self._served and not self._receiving:  # as connections end that nobody needs
             self.deadline = now + seconds
             transport.close()
             return

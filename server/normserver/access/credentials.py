@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from normserver.access.grants import ANYONE, Grant, Identity, Limits, Scope
 from normserver.errors import Unauthenticated
-from normserver.files import Watched
+from normserver.files import Watched, warn_of_writers
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@/-]{1,100}$")]
 _Hash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -149,6 +149,7 @@ def token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
 
 
 def _read(path: Path) -> Identities:
+    warn_of_writers(path)
     try:
         return parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
