@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,7 +21,7 @@ from sqlalchemy.engine import make_url
 from starlette.applications import Starlette
 
 from normcore.kernels import launch
-from normserver import device_metrics, logs, placement, process
+from normserver import connections, device_metrics, logs, placement, process
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import Need, Scope
 from normserver.activity.activity import About, Activity
@@ -38,6 +39,7 @@ from normserver.contributing import Contributing
 from normserver.door import Door, Room
 from normserver.errors import Unauthenticated, Unavailable
 from normserver.gateway import Gateway
+from normserver.guard import MAX_SILENT, SILENT_SECONDS, ConnectionGuard
 from normserver.health import HealthServer
 from normserver.http import HttpServer, application
 from normserver.http_connections import Limits
@@ -220,6 +222,7 @@ class App:
         self._supervisor.auxiliary("activity", self._activity.run)
         if self._store.shared:
             self._share(own_port)
+        self._watch_connections({port, own_port})
         await self._grpc.start()
         self._kernels.start()
         process.settle()
@@ -267,6 +270,14 @@ class App:
         if self._lifetime.stopping:
             return "stopping"
         return "" if self._store.up else "the store is not available"
+
+    def _watch_connections(self, ports: set[int]) -> None:
+        """Close connections that make no call, and the oldest of too many at the port of health."""
+        judges = [(ports, self._guard.judge)]
+        if self._probes is not None:
+            judges.append(({split_address(self._probes.address)[1]}, ConnectionGuard(0, silent_seconds=inf).judge))
+        watcher = connections.Watcher(judges, self.metrics.silent_closed.inc)
+        self._supervisor.auxiliary("connections", watcher.run)
 
     def _share(self, port: int) -> None:
         """Other servers work on the same store: hear of their commits, and own groups by leases."""
@@ -353,9 +364,11 @@ class App:
 
     def _new_door(self) -> Door:
         settings = self._settings
+        self._guard = ConnectionGuard(settings.max_connections)
         return Door(
-            Room(settings.max_calls, settings.max_streams, settings.max_memory_bytes),
+            Room(settings.max_calls, settings.max_streams, settings.max_memory_bytes, settings.max_connections),
             self.metrics,
+            self._guard,
             credentials=self._credentials,
             certificates=settings.tls_client_ca is not None,
             full=self._full(),
@@ -478,6 +491,9 @@ class App:
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
+    # What age is for, sharing out connections among servers, a socket has no use for; and lent memory ends with it.
+    by_socket = settings.listen.startswith("unix:")
+    age = 0.0 if by_socket else settings.max_connection_age_seconds
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         # Otherwise windows and buffers grow with what comes: 100 streams whose answers nobody reads took 650 MiB, and
@@ -488,8 +504,12 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds) or _FOREVER_MILLISECONDS),
+        # The guard keeps callers' connections and silent ones within their limits, a moment after they are there.
+        ("grpc.max_allowed_incoming_connections", settings.max_connections + 4 * MAX_SILENT),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(SILENT_SECONDS)),
+        # Callers by a socket have no address, by which the guard knows connections: gRPC closes those without calls.
+        ("grpc.max_connection_idle_ms", _milliseconds(SILENT_SECONDS) if by_socket else _FOREVER_MILLISECONDS),
+        ("grpc.max_connection_age_ms", _milliseconds(age) or _FOREVER_MILLISECONDS),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.drain_seconds)),
         # Kilobytes that inflate to the limit cost 0.3 s of a thread that all calls wait for; and tensors hardly shrink.
         ("grpc.compression_enabled_algorithms_bitset", 1),

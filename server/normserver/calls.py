@@ -30,7 +30,8 @@ class Call:
 
     `path` is /SERVICE/METHOD; `caller` is the address of whoever makes it; `entered_at` is the event loop's time.
     A stream also keeps what decides whether it may go on: `credentials` looks its identity up again, `needs` are those
-    of its last message that needed any, and `task` serves it.
+    of its last message that needed any, and `task` serves it. `holder` is whose share it is counted in, an
+    identity or an address, and `gives_back` ends that.
     """
 
     path: str
@@ -47,6 +48,8 @@ class Call:
     needs: tuple[Need, ...] = ()
     task: asyncio.Task[Any] | None = None
     ended: ServiceError | None = None
+    holder: str = ""
+    gives_back: Callable[[], None] | None = None
     method: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +85,12 @@ def caller() -> str:
     """The address that it comes from. gRPC crashes when asked for it after a call's end, so it is asked for once."""
     call = _current.get()
     return "" if call is None else call.caller
+
+
+def holder() -> str:
+    """Whose share it is counted in: an identity, or an address; empty for a call by a socket without credentials."""
+    call = _current.get()
+    return "" if call is None else call.holder
 
 
 def share() -> Share:

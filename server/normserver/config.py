@@ -139,19 +139,25 @@ class Settings(BaseSettings):
     max_metadata_bytes: int = Field(
         16384, ge=1024, le=2**20, description="The most metadata taken with a call; more is refused."
     )
-    max_connections: int = Field(4096, ge=1, description="Connections at a time; more are closed.")
+    max_connections: int = Field(
+        16384,
+        ge=1,
+        description="Connections of callers at a time; calls on more are refused. One caller (an identity; without "
+        "--credentials an address) may have a quarter of this, of --max-streams and of --max-calls. Connections "
+        "without a call are closed after 60 s; 512 of them at a time are kept beside these.",
+    )
     max_connection_age_seconds: float = Field(
-        0,
+        3600,
         ge=0,
         le=10**6,
         description="End a connection after so long, give or take a tenth, so that its caller makes another and a new "
-        "server gets work. What is under way has --drain-seconds. 0: never.",
+        "server gets work. What is under way has --drain-seconds. 0: never. Not for a unix socket.",
     )
     max_streams_per_connection: int = Field(
         1024, ge=1, description="Calls at a time on one connection; the caller's end keeps more waiting."
     )
-    max_streams: int = Field(4096, ge=1, description="Streams open at a time, in all; more are refused.")
-    max_calls: int = Field(4096, ge=1, description="Unary calls under way at a time, in all; more are refused.")
+    max_streams: int = Field(16384, ge=1, description="Streams open at a time, in all; more are refused.")
+    max_calls: int = Field(16384, ge=1, description="Unary calls under way at a time, in all; more are refused.")
     max_memory_bytes: int = Field(
         2**30,
         ge=2**20,

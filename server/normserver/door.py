@@ -20,12 +20,17 @@ from normserver.access import rules
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import ANYONE, Identity
 from normserver.access.quotas import Quotas
+from normserver.access.shares import Shares, address_holder, share_of
 from normserver.calls import Call
 from normserver.errors import InvalidArgument, PermissionDenied, ResourceExhausted, ServiceError, Unauthenticated
+from normserver.guard import ConnectionGuard
 from normserver.metrics import Metrics
 
 Context = ServicerContext[Any, Any]
 Metadata = Iterable[tuple[str, str | bytes]]
+
+# Streams that ask for no credentials (Health.Watch): in all, and of one address.
+_PUBLIC_STREAMS, _PUBLIC_STREAMS_OF_ONE = 64, 16
 
 
 class Received(NamedTuple):
@@ -55,6 +60,7 @@ class Room:
     max_calls: int
     max_streams: int
     max_memory_bytes: int
+    max_connections: int
 
 
 class Door:
@@ -64,6 +70,7 @@ class Door:
         self,
         room: Room,
         metrics: Metrics,
+        guard: ConnectionGuard,
         *,
         credentials: Credentials | None = None,
         certificates: bool = False,
@@ -73,12 +80,15 @@ class Door:
     ) -> None:
         """`certificates`: callers show theirs. `full`: of some methods, why there is no room for what they do."""
         self._room = room
+        self._guard = guard
+        self._shares = {streams: Shares() for streams in (False, True)}
+        self._public = Shares()
         self._credentials = credentials
         self._certificates = certificates
         self._full = full or {}
         self._quotas = Quotas(forget_producers_seconds)
         self._clock = clock
-        self._calls = self._streams = self._held_bytes = 0
+        self._calls = self._streams = self._public_streams = self._held_bytes = 0
         self._recheck: dict[int, Call] = {}  # open streams of known callers, by id()
         self._checked_at = -1
         metrics.held_bytes.set_function(lambda: self._held_bytes)
@@ -101,7 +111,11 @@ class Door:
             token = token_of(metadata)
             if token is not None or not self._certificates:
                 self._admit(call, partial(self._credentials.known, token))
-        self._make_room(call)
+        if (error := self._why_not(call)) is not None:
+            raise error
+        if call.credentials is not None:
+            self._take_share(call)
+        self._count(call, 1)
         return call
 
     def known(self, metadata: Metadata) -> Identity | None:
@@ -116,10 +130,11 @@ class Door:
         """It has ended; what it held is free."""
         self._held_bytes -= call.held_bytes
         self._recheck.pop(id(call), None)
-        if call.streams:
-            self._streams -= 1
-        else:
-            self._calls -= 1
+        if call.gives_back is not None:
+            call.gives_back()
+        if call.caller and rules.is_public(call.path):
+            self._guard.called_publicly(call.caller, -1, self._clock())
+        self._count(call, -1)
 
     def recognize(self, call: Call, context: Context) -> None:
         """Know where the call comes from, and who makes it by his certificate, where no token told.
@@ -127,11 +142,27 @@ class Door:
         Raises:
             ServiceError: it is nobody's, or he has had his quota.
         """
-        call.caller = context.peer()
-        if call.share is not None:
-            call.share.comes_from(call.caller)
         if call.identity is None and self._credentials is not None:
             self._admit(call, partial(self._credentials.known, None, _certificate_names(context)))
+        self.comes_from(call, context.peer())
+        if call.share is not None:
+            call.share.comes_from(call.caller)
+
+    def comes_from(self, call: Call, caller: str) -> None:
+        """Know the address that a call comes from. Where its identity says nothing, shares are counted by that.
+
+        Raises:
+            ResourceExhausted: its caller has had his share of streams, calls or connections.
+        """
+        call.caller = caller
+        if rules.is_public(call.path):
+            self._guard.called_publicly(caller, 1, self._clock())
+        if call.gives_back is None:
+            self._take_share(call)
+        if call.holder and not rules.is_public(call.path):
+            identity = call.identity
+            own = 0 if identity is None else identity.limits.connections
+            self._guard.called(caller, call.holder, own or share_of(self._room.max_connections), self._clock())
 
     def let_in(self, call: Call, received: Received) -> Any:
         """A message of a call.
@@ -171,6 +202,7 @@ class Door:
         """
         if self._credentials is None:
             return
+        self._guard.withdraw(self._credentials.names())
         all_of_them = self._credentials.version != self._checked_at
         self._checked_at = self._credentials.version
         for call in list(self._recheck.values()):
@@ -191,29 +223,62 @@ class Door:
 
     def _admit(self, call: Call, credentials: Callable[[], Identity | None]) -> None:
         call.identity = identity = _known(credentials())
-        if call.streams:
-            call.credentials = credentials
-            self._recheck[id(call)] = call
+        call.credentials = credentials
         call.taken = self._quotas.of(identity, self._clock())
         if call.taken is not None and not call.streams and (seconds := call.taken.seconds_until(self._clock())):
             raise call.taken.refuse(seconds)
 
-    def _make_room(self, call: Call) -> None:
-        if (error := self._why_not(call)) is not None:
-            raise error
-        if call.streams:
-            self._streams += 1
+    def _count(self, call: Call, more: int) -> None:
+        if rules.is_public(call.path):
+            self._public_streams += more * call.streams
+        elif call.streams:
+            self._streams += more
         else:
-            self._calls += 1
+            self._calls += more
+
+    def _take_share(self, call: Call) -> None:
+        """Count a call among those of its identity, or of its address.
+
+        Raises:
+            ResourceExhausted: it would be one too many.
+        """
+        limits = ANYONE.limits if call.identity is None else call.identity.limits
+        if rules.is_public(call.path):
+            if not call.streams:
+                return
+            shares, most = self._public, _PUBLIC_STREAMS_OF_ONE
+        elif call.streams:
+            shares, most = self._shares[True], limits.streams or share_of(self._room.max_streams)
+        else:
+            shares, most = self._shares[False], limits.calls or share_of(self._room.max_calls)
+        if call.credentials is not None and call.identity is not None:
+            call.holder = call.identity.name
+        elif not (holder := address_holder(call.caller)):
+            return  # callers by a socket: the folder's permissions say who they are, and all together have the limits
+        else:
+            call.holder = holder
+        if not shares.take(call.holder, most):
+            what, reason = ("streams", "STREAM_LIMIT") if call.streams else ("calls", "CALL_LIMIT")
+            raise ResourceExhausted(
+                f"{call.holder} has {most} {what} open, as many as one caller may have; end some, or ask for more",
+                reason=reason,
+            )
+        call.gives_back = partial(shares.give, call.holder)
+        if call.streams and call.credentials is not None:
+            self._recheck[id(call)] = call
 
     def _why_not(self, call: Call) -> ServiceError | None:
         room = self._room
-        if call.streams and self._streams >= room.max_streams:
-            return ResourceExhausted(f"{room.max_streams} streams are open already", reason="TOO_MANY_STREAMS")
         if rules.is_public(call.path):
+            if call.streams and self._public_streams >= _PUBLIC_STREAMS:
+                return ResourceExhausted(
+                    f"{_PUBLIC_STREAMS} streams of callers without credentials are open already", reason="STREAM_LIMIT"
+                )
             return None
+        if call.streams and self._streams >= room.max_streams:
+            return ResourceExhausted(f"{room.max_streams} streams are open already", reason="STREAM_LIMIT")
         if not call.streams and self._calls >= room.max_calls:
-            return ResourceExhausted(f"{room.max_calls} calls are under way already", reason="TOO_MANY_CALLS")
+            return ResourceExhausted(f"{room.max_calls} calls are under way already", reason="CALL_LIMIT")
         if self._held_bytes >= room.max_memory_bytes:
             return ResourceExhausted(f"calls hold {room.max_memory_bytes} bytes already", reason="MEMORY_FULL")
         if (full := self._full.get(call.path)) is not None and (sentence := full()):

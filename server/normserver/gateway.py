@@ -131,7 +131,7 @@ class Gateway:
                 entered = self._door.enter(call.path, _metadata(authorization), streams=call.streams)
                 try:
                     entered.task = asyncio.current_task() if entered.streams else None
-                    entered.caller = caller
+                    self._door.comes_from(entered, caller)
                     _check(method, entered.identity)
                     calls.begin(entered)
                     yield entered, self._door.let_in(entered, await receive())

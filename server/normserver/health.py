@@ -10,6 +10,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 # A probe is short; who watches takes no thread.
 _THREADS = 2
 _MOST_CALLS = 64
+# Connections without a call are closed after so long.
+_IDLE_MILLISECONDS = 60_000
 
 
 class HealthServer:
@@ -25,7 +27,12 @@ class HealthServer:
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="health"),
             maximum_concurrent_rpcs=_MOST_CALLS,
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1024)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", 1024),
+                ("grpc.server_handshake_timeout_ms", _IDLE_MILLISECONDS),
+                ("grpc.max_connection_idle_ms", _IDLE_MILLISECONDS),
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         port = self._server.add_insecure_port(address)

@@ -190,6 +190,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.silent_closed = Counter(
+            "normstats_silent_connections_closed",
+            "Connections that were closed as they had made no call, for a minute or while too many others had not.",
+            registry=registry,
+        )
         self.files_current = Gauge(
             "normstats_files_current",
             "1 while certificates or credentials are as their files say; 0 where those cannot be read any more.",

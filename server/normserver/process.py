@@ -36,6 +36,12 @@ def keep_memory() -> None:
         mallopt(_TOP_PAD, _STEP_BYTES)
 
 
+def give_memory_back() -> None:
+    """Give what was freed back to the system now. All that allocate wait meanwhile: 20 ms for 200 MiB."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def take_descriptors() -> None:
     """More open files, where the system allows it: connections and regions of shared memory take some each."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -59,7 +59,7 @@ def test_calls_beyond_what_is_carried(sqlite: Site, promise: Promise, processors
     asked = Asked("Normalize", heavy.request(8192).SerializeToString())
     flags = ("--health", "127.0.0.1:0", "--max-calls", "4")
     server = sqlite.server(*flags, prefix=processors.prefix).start()
-    seen = overload(server, asked, "TOO_MANY_CALLS", (2, 4), processors, 10.0)
+    seen = overload(server, asked, "CALL_LIMIT", (2, 4), processors, 10.0)
     promise("Overload: calls", DEMANDED, seen)
 
 

@@ -61,7 +61,7 @@ def test_a_file_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str])
 
 
 def test_connections_last_for_ever_unless_it_is_said_how_long() -> None:
-    assert config.load([]).max_connection_age_seconds == 0
+    assert config.load([]).max_connection_age_seconds == 3600
     assert config.load(["--max-connection-age-seconds", "90.5"]).max_connection_age_seconds == 90.5
     for wrong in ("-1", "1e7", "nan"):
         with pytest.raises(ValidationError, match=r"max.connection.age.seconds"):

@@ -13,6 +13,7 @@ from prometheus_client import generate_latest
 
 from normserver.door import Door, Room
 from normserver.errors import ResourceExhausted
+from normserver.guard import ConnectionGuard
 from normserver.interceptors import Edge
 from normserver.metrics import Metrics
 from normserver.observing import Observer
@@ -40,7 +41,13 @@ class Faulty(pb_grpc.NormalizationServiceServicer):
 
 async def called(metrics: Metrics, method: str, request: Any) -> grpc.aio.AioRpcError:
     server = grpc.aio.server(
-        interceptors=(Edge(Observer(metrics, 100), Door(Room(9, 9, 1 << 20), metrics), StreamMemory(1 << 20, metrics)),)
+        interceptors=(
+            Edge(
+                Observer(metrics, 100),
+                Door(Room(9, 9, 1 << 20, 9), metrics, ConnectionGuard(9)),
+                StreamMemory(1 << 20, metrics),
+            ),
+        )
     )
     pb_grpc.add_NormalizationServiceServicer_to_server(Faulty(), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -7,6 +7,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,6 +41,10 @@ class _Identity(_Strict):
     bytes_per_second: float = Field(0.0, ge=0)
     normalizers: int = Field(0, ge=0)
     producers: int = Field(0, ge=0)
+    max_calls: int = Field(0, ge=0)
+    max_streams: int = Field(0, ge=0)
+    max_connections: int = Field(0, ge=0)
+    max_shared_memory_bytes: int = Field(0, ge=0)
 
 
 class _File(_Strict):
@@ -56,6 +61,10 @@ class Identities:
     def __init__(self, by_token: Mapping[bytes, Identity], by_certificate: Mapping[str, Identity]) -> None:
         self._by_token = by_token
         self._by_certificate = by_certificate
+
+    def all(self) -> Iterable[Identity]:
+        """All of them; some more than once."""
+        return chain(self._by_token.values(), self._by_certificate.values())
 
     def with_token(self, token: str) -> Identity | None:
         """Who has this token. Tokens are 32 random bytes, so that one pass of SHA-256 is enough."""
@@ -121,6 +130,10 @@ class Credentials:
         """Whether its time is over."""
         return identity.expires_at is not None and identity.expires_at <= self._clock()
 
+    def names(self) -> set[str]:
+        """The names of those who are known now."""
+        return {one.name for one in self._file.value.all() if not self.has_expired(one)}
+
     def look(self) -> None:
         """Read the file again, if it changed."""
         self.version += self._file.look()
@@ -141,9 +154,7 @@ def token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
         if key == "authorization":
             kind, _, token = (value if isinstance(value, str) else value.decode(errors="replace")).partition(" ")
             if kind.lower() != "bearer" or not token:
-                raise Unauthenticated(
-                    "authorization is of another kind; expected Bearer TOKEN", reason="CREDENTIALS_MISSING"
-                )
+                raise Unauthenticated("authorization is of another kind; expected Bearer TOKEN")
             return token.strip()
     return None
 
@@ -163,7 +174,16 @@ def _identity(one: _Identity) -> Identity:
     return Identity(
         one.name,
         tuple(Grant(Scope[grant.scope.upper()], grant.prefix) for grant in one.grants),
-        Limits(one.calls_per_second, one.bytes_per_second, one.normalizers, one.producers),
+        Limits(
+            one.calls_per_second,
+            one.bytes_per_second,
+            one.normalizers,
+            one.producers,
+            calls=one.max_calls,
+            streams=one.max_streams,
+            connections=one.max_connections,
+            shared_memory_bytes=one.max_shared_memory_bytes,
+        ),
         None if expires is None else expires.timestamp(),
     )
 

@@ -40,12 +40,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an identity may take of a server; 0 is no limit."""
+    """What an identity may take of a server; 0 is no limit, or, of the last four, the usual share."""
 
     calls_per_second: float = 0.0
     bytes_per_second: float = 0.0
     normalizers: int = 0
     producers: int = 0
+    calls: int = 0
+    streams: int = 0
+    connections: int = 0
+    shared_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
