@@ -88,7 +88,9 @@ class NormalizationService(NormalizationServiceServicer):
         self, request_iterator: AsyncIterator[pb.ShareMemoryRequest], context: Context
     ) -> AsyncIterator[pb.ShareMemoryResponse]:
         """Memory that the caller sees too."""
-        return self._memory.lend(request_iterator, calls.caller())
+        return self._memory.lend(
+            request_iterator, calls.caller(), calls.holder(), calls.identity().limits.shared_memory_bytes
+        )
 
     async def UpdateRunningStats(
         self, request: pb.UpdateRunningStatsRequest, context: Context

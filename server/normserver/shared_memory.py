@@ -12,7 +12,8 @@ import fcntl
 import mmap
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass
 from math import prod
 
@@ -25,8 +26,10 @@ from normserver.lifetime import Lifetime
 from normserver.metrics import Metrics
 from normstats.v1 import normalization_service_pb2 as pb
 
-# Regions that one call may hold, and all together: each takes two descriptors. Where tensors may begin in them.
+# Regions that one holder may have, and all together: each takes two descriptors. Where tensors may begin in them.
 _MOST_REGIONS, _MOST_IN_ALL, _ALIGNED = 1024, 4096, 64
+# The part of all memory that one holder may have, unless its identity has a value of its own.
+_PARTS = 4
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -52,11 +55,15 @@ class SharedMemory:
         self._metrics = metrics
         self._regions: dict[bytes, _Region] = {}
         self._size_bytes = 0
+        self._held_bytes: Counter[Hashable] = Counter()
+        self._held_regions: Counter[Hashable] = Counter()
 
     async def lend(
-        self, requests: AsyncIterator[pb.ShareMemoryRequest], caller: str
+        self, requests: AsyncIterator[pb.ShareMemoryRequest], caller: str, identity: str = "", most_bytes: int = 0
     ) -> AsyncIterator[pb.ShareMemoryResponse]:
         """Give regions for as long as the caller asks, and take all back in the end.
+
+        An identity may hold `most_bytes`, or a quarter of all memory if that is 0; a call without an identity, too.
 
         Raises:
             FailedPrecondition: none are offered, or not to callers by the network.
@@ -68,12 +75,14 @@ class SharedMemory:
         if not caller.startswith("unix:"):
             raise FailedPrecondition("memory is shared over a unix socket alone", reason="NOT_OFFERED")
         lent: dict[bytes, _Region] = {}
+        holder: Hashable = identity or object()
+        most_bytes = most_bytes or self._limit_bytes // _PARTS
         this = asyncio.current_task()
         assert this is not None, "handlers are tasks"
         try:
             with self._lifetime.tells(this):
                 async for request in requests:
-                    region = self._give(request.allocate_bytes, len(lent))
+                    region = self._give(request.allocate_bytes, holder, most_bytes)
                     lent[region.name] = region
                     yield _described(region)
         except asyncio.CancelledError:
@@ -82,7 +91,7 @@ class SharedMemory:
             raise
         finally:
             for region in lent.values():
-                self._take_back(region)
+                self._take_back(region, holder)
 
     def tensor(self, place: pb.Place, dtype: torch.dtype, shape: tuple[int, ...], field: str) -> Tensor:
         """The tensor of checked dtype and shape at a place.
@@ -120,23 +129,37 @@ class SharedMemory:
             )
         return region
 
-    def _give(self, size_bytes: int, held: int) -> _Region:
+    def _give(self, size_bytes: int, holder: Hashable, most_bytes: int) -> _Region:
         if size_bytes <= 0:
             raise InvalidArgument("allocate_bytes", f"is {size_bytes}; expected at least 1")
         size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        full = held == _MOST_REGIONS or len(self._regions) == _MOST_IN_ALL
-        if self._size_bytes + size_bytes > self._limit_bytes or full:
-            raise ResourceExhausted(
-                f"{size_bytes} bytes would be more than --shared-memory-bytes {self._limit_bytes}, of which "
-                f"{self._size_bytes} are lent already, or there are {_MOST_REGIONS} regions of this call",
-                reason="SHARED_MEMORY_LIMIT",
-            )
+        if why := self._why_not(size_bytes, holder, most_bytes):
+            raise ResourceExhausted(why, reason="SHARED_MEMORY_LIMIT")
         try:
-            return self._made(size_bytes)
+            return self._made(size_bytes, holder)
         except OSError as error:
             raise ResourceExhausted(f"no region: {error.strerror}", reason="SHARED_MEMORY_LIMIT") from error
 
-    def _made(self, size_bytes: int) -> _Region:
+    def _why_not(self, size_bytes: int, holder: Hashable, most_bytes: int) -> str:
+        """Why a holder does not get so much more; empty if it does."""
+        if self._held_bytes[holder] + size_bytes > most_bytes:
+            return (
+                f"{size_bytes} bytes more would exceed the {most_bytes} bytes that one caller may hold, of which "
+                f"{self._held_bytes[holder]} are lent to this one; give some back, or have --shared-memory-bytes or "
+                "the identity's max_shared_memory_bytes raised"
+            )
+        if self._size_bytes + size_bytes > self._limit_bytes:
+            return (
+                f"{size_bytes} bytes would be more than --shared-memory-bytes {self._limit_bytes}, of which "
+                f"{self._size_bytes} are lent already; try again later"
+            )
+        if self._held_regions[holder] >= _MOST_REGIONS:
+            return f"this caller holds {_MOST_REGIONS} regions, as many as one may; ask for fewer, larger ones"
+        if len(self._regions) >= _MOST_IN_ALL:
+            return f"{_MOST_IN_ALL} regions are lent, as many as there may be; try again later"
+        return ""
+
+    def _made(self, size_bytes: int, holder: Hashable) -> _Region:
         descriptor = os.memfd_create("normstats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size_bytes)
@@ -147,15 +170,19 @@ class SharedMemory:
             os.close(descriptor)
             raise
         self._regions[region.name] = region
-        self._count(size_bytes)
+        self._count(holder, 1, size_bytes)
         return region
 
-    def _take_back(self, region: _Region) -> None:
+    def _take_back(self, region: _Region, holder: Hashable) -> None:
         del self._regions[region.name]
         os.close(region.descriptor)
-        self._count(-region.size_bytes)
+        self._count(holder, -1, -region.size_bytes)
 
-    def _count(self, more_bytes: int) -> None:
+    def _count(self, holder: Hashable, more: int, more_bytes: int) -> None:
+        self._held_regions[holder] += more
+        self._held_bytes[holder] += more_bytes
+        if not self._held_regions[holder]:
+            del self._held_regions[holder], self._held_bytes[holder]
         self._size_bytes += more_bytes
         self._metrics.shared_bytes.set(self._size_bytes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,11 +17,13 @@ from normstats.regions import Region, opened
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import spec as spec_wire
-from tests.contract import Refused, described, refused
+from tests.contract import Refused, described, refused, told_by
+from tests.server.test_access import stanza
 from tests.server_process import ServerProcess
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-LIMIT = 1 << 23  # more than 1,024 pages
+LIMIT = 1 << 25
+SHARE = LIMIT // 4  # more than 1,024 pages
 X = np.arange(32, dtype=np.float32).reshape(4, 8)
 LAYER = spec_wire.to_proto(specs.LayerNorm(8))
 
@@ -153,7 +156,7 @@ def test_a_size_must_be_one(local: NormalizationServiceStub, size: int) -> None:
     assert (told.code, told.field) == (INVALID, "allocate_bytes")
 
 
-@pytest.mark.parametrize("size", [LIMIT + 1, 2**40, 2**63 - 1])
+@pytest.mark.parametrize("size", [SHARE + 1, LIMIT + 1, 2**40, 2**63 - 1])
 def test_more_than_is_offered_is_refused_before_it_is_made(local: NormalizationServiceStub, size: int) -> None:
     told: Refused = refused(local.ShareMemory, iter([pb.ShareMemoryRequest(allocate_bytes=size)]))
     assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SHARED_MEMORY_LIMIT")
@@ -162,6 +165,62 @@ def test_more_than_is_offered_is_refused_before_it_is_made(local: NormalizationS
 def test_one_caller_holds_no_more_than_so_many_regions(local: NormalizationServiceStub) -> None:
     told = refused(local.ShareMemory, (pb.ShareMemoryRequest(allocate_bytes=1) for _ in range(1025)))
     assert told.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def lending(stub: NormalizationServiceStub, token: str = "") -> tuple[queue.SimpleQueue[Any], Any]:
+    """A call that asks for what is put into its queue."""
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    metadata = (("authorization", f"Bearer {token}"),) if token else None
+    return asked, stub.ShareMemory(iter(asked.get, None), metadata=metadata, timeout=30)
+
+
+def test_one_call_holds_a_quarter_and_others_get_theirs(local: NormalizationServiceStub) -> None:
+    calls = [lending(local) for _ in range(4)]
+    for asked, replies in calls:
+        for _ in range(4):
+            asked.put(pb.ShareMemoryRequest(allocate_bytes=SHARE // 4))
+            assert next(replies).size_bytes == SHARE // 4
+    asked, replies = calls[0]
+    asked.put(pb.ShareMemoryRequest(allocate_bytes=1))
+    with pytest.raises(grpc.RpcError) as caught:
+        next(replies)
+    assert told_by(caught.value).reason == "SHARED_MEMORY_LIMIT"
+    assert f"{SHARE} bytes that one caller may hold" in told_by(caught.value).sentence
+    asked, replies = lending(local)
+    asked.put(pb.ShareMemoryRequest(allocate_bytes=SHARE))
+    assert next(replies).size_bytes == SHARE, "what the first held is free"
+    for asked, _ in calls:
+        asked.put(None)
+    replies.cancel()
+
+
+def test_an_identity_holds_its_share_over_all_its_calls(tmp_path: Path) -> None:
+    file = tmp_path / "credentials.toml"
+    stanzas = [stanza(name, "read", "", name) for name in ("greedy", "other")]
+    file.write_text(
+        "\n".join([*stanzas, stanza("large", "read", "", "large", f"max_shared_memory_bytes = {2 * SHARE}")])
+    )
+    flags = ("--shared-memory", "--shared-memory-bytes", str(LIMIT), "--credentials", str(file))
+    server = ServerProcess(tmp_path, *flags, by_socket=True).start()
+    try:
+        with grpc.insecure_channel(server.target) as channel:
+            stub = NormalizationServiceStub(channel)
+            first, second, other, large = (lending(stub, token) for token in ("greedy", "greedy", "other", "large"))
+            first[0].put(pb.ShareMemoryRequest(allocate_bytes=SHARE))
+            assert next(first[1]).size_bytes == SHARE
+            second[0].put(pb.ShareMemoryRequest(allocate_bytes=1))
+            with pytest.raises(grpc.RpcError) as caught:
+                next(second[1])
+            told = told_by(caught.value)
+            assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SHARED_MEMORY_LIMIT")
+            other[0].put(pb.ShareMemoryRequest(allocate_bytes=SHARE))
+            assert next(other[1]).size_bytes == SHARE
+            large[0].put(pb.ShareMemoryRequest(allocate_bytes=2 * SHARE))
+            assert next(large[1]).size_bytes == 2 * SHARE
+            for _, replies in (first, other, large):
+                replies.cancel()
+    finally:
+        server.stop()
 
 
 def test_callers_by_the_network_are_refused(stub: NormalizationServiceStub) -> None:
