@@ -1,0 +1,151 @@
+"""Callers without credentials, silent or watching health, take little memory and nobody's place, over TLS and mTLS."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from normserver.guard import MAX_SILENT
+from normstats import specs
+from normstats.v1 import normalization_service_pb2 as pb
+from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
+from normstats.wire import spec as spec_wire
+from tests.certificates import Authority
+from tests.contract import described
+from tests.faults.conftest import Promise
+from tests.faults.load import wait_until
+from tests.faults.procfs import Process
+from tests.faults.silent_grpc import attacking
+from tests.faults.sizes import sized
+from tests.server.test_access import Site, stanza
+from tests.server_process import ServerProcess
+
+MIB = 1 << 20
+GROWTH = 64  # MiB
+SLOWEST_SECONDS = 0.1
+X = np.ones((4, 8), np.float32)
+REQUEST = pb.NormalizeRequest(spec=spec_wire.to_proto(specs.LayerNorm(8)), input=described(X), data=X.tobytes())
+# Of one address, of all that watch health.
+PUBLIC_STREAMS = 16
+
+
+class Guarded:
+    """A server, its callers and its memory before anybody attacked it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.process = Process(site.server)
+        self.channel = site.channel("worker")
+        for _ in range(200):
+            self.call(self.channel)
+        self.before_bytes = self.process.memory_bytes
+        self.descriptors = self.process.descriptors
+
+    def call(self, channel: grpc.Channel) -> float:
+        """A proper call; returns how long it took."""
+        started = time.perf_counter()
+        metadata = self.site.metadata("worker")
+        NormalizationServiceStub(channel).Normalize(REQUEST, metadata=metadata, timeout=30)
+        return time.perf_counter() - started
+
+    def slowest_seconds(self) -> tuple[float, float]:
+        """The slowest hundredth of calls on the connection that was open before, and the slowest on a new one."""
+        old = sorted(self.call(self.channel) for _ in range(200))
+        new = []
+        for _ in range(50):
+            with self.site.channel("worker") as channel:
+                new.append(self.call(channel))
+        return old[-2], max(new)
+
+    def grown(self) -> float:
+        """MiB that it has more than before anybody attacked it."""
+        return (self.process.memory_bytes - self.before_bytes) / MIB
+
+    def open_streams(self, method: str) -> int:
+        context = ssl.create_default_context(cafile=str(self.site.authority.path))
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        address = self.site.server.http.replace("http://", "https://")
+        asked = urllib.request.Request(f"{address}/metrics", headers={"Authorization": "Bearer normstats_worker"})
+        page = urllib.request.urlopen(asked, context=context, timeout=10).read().decode()
+        found = re.search(rf'normstats_open_streams{{method="{method}"}} (\d+)', page)
+        return 0 if found is None else int(found[1])
+
+
+@pytest.fixture(scope="module", params=["TLS", "mTLS"])
+def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    authority = Authority(folder)
+    pair = authority.issue("server", "127.0.0.1", "localhost")
+    file = folder / "credentials.toml"
+    file.write_text(stanza("worker", "read", "", "normstats_worker"))
+    flags = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key), "--credentials", str(file)]
+    if request.param == "mTLS":
+        flags += ["--tls-client-ca", str(authority.path)]
+    server = ServerProcess(folder, *flags).start()
+    found = Guarded(Site(server, authority, {"worker": "normstats_worker"}, request.param == "mTLS"))
+    yield found
+    found.channel.close()
+    server.stop()
+
+
+def is_within_budget(guarded: Guarded) -> bool:
+    return guarded.process.descriptors <= guarded.descriptors + MAX_SILENT + 8
+
+
+@sized("connections", 1_000, 5_000)
+@pytest.mark.parametrize("kind", ["tcp", "hello", "tls", "settings"])
+@pytest.mark.timeout(300)
+def test_silent_connections(guarded: Guarded, promise: Promise, kind: str, connections: int) -> None:
+    with attacking(guarded.site.server.target, f"{kind}:{connections}") as said:
+        wait_until(lambda: is_within_budget(guarded), 10.0)
+        wait_until(lambda: guarded.grown() < GROWTH, 10.0)
+        old, new = guarded.slowest_seconds()
+        grown = guarded.grown()
+        assert is_within_budget(guarded)
+    assert grown < GROWTH
+    assert old < SLOWEST_SECONDS
+    promise(
+        f"{connections} silent connections ({kind})",
+        f"RSS + {GROWTH} MiB at most, p99 < 100 ms",
+        f"{said}; RSS + {grown:.0f} MiB, p99 {old * 1e3:.0f} ms, of new connections {new * 1e3:.0f} ms at most",
+    )
+
+
+@sized("streams", 500, 4_200)
+@pytest.mark.timeout(300)
+def test_streams_of_health(guarded: Guarded, promise: Promise, streams: int) -> None:
+    """With silent connections beside them: whoever has a token sees nothing of either."""
+    if guarded.site.mtls:
+        pytest.skip("mTLS: nobody without a certificate opens a stream")
+    with attacking(guarded.site.server.target, f"health:{streams}", f"settings:{streams}") as said:
+        wait_until(lambda: is_within_budget(guarded), 10.0)
+        old, new = guarded.slowest_seconds()
+        grown, watching = guarded.grown(), guarded.open_streams("Watch")
+    assert watching <= PUBLIC_STREAMS
+    assert grown < GROWTH
+    assert old < SLOWEST_SECONDS
+    promise(
+        f"{streams} streams of Health.Watch and as many silent connections",
+        f"{PUBLIC_STREAMS} streams, RSS + {GROWTH} MiB at most, p99 < 100 ms",
+        f"{said}; {watching} streams, RSS + {grown:.0f} MiB, p99 {old * 1e3:.0f} ms, "
+        f"of new connections {new * 1e3:.0f} ms at most",
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(180)
+def test_silent_connections_are_closed_after_a_minute(guarded: Guarded, promise: Promise) -> None:
+    with attacking(guarded.site.server.target, "tcp:100", "tls:100", "settings:100"):
+        started = time.monotonic()
+        wait_until(lambda: guarded.process.descriptors <= guarded.descriptors + 8, 70.0)
+        took = time.monotonic() - started
+    guarded.call(guarded.channel)
+    promise("300 silent connections", "closed after 60 s", f"gone after {took:.0f} s")
