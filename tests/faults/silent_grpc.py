@@ -1,7 +1,8 @@
 """An attacker without credentials, in a process of its own: python -m tests.faults.silent_grpc TARGET KIND:COUNT...
 
 Prints a line when all that it wants is open, and keeps it open until its standard input ends. Kinds: `tcp` sends
-nothing, `hello` begins a TLS handshake, `tls` completes it, `settings` begins HTTP/2 too, `health` watches grpc.health.v1.
+nothing, `hello` begins a TLS handshake, `tls` completes it, `settings` begins HTTP/2 too, `health` watches
+grpc.health.v1.
 """
 
 from __future__ import annotations

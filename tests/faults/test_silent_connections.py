@@ -125,7 +125,7 @@ def test_streams_of_health(guarded: Guarded, promise: Promise, streams: int) -> 
     """With silent connections beside them: whoever has a token sees nothing of either."""
     if guarded.site.mtls:
         pytest.skip("mTLS: nobody without a certificate opens a stream")
-    with attacking(guarded.site.server.target, f"health:{streams}", f"settings:{streams}") as said:
+    with attacking(guarded.site.server.target, f"settings:{streams}", f"health:{streams}") as said:
         wait_until(lambda: is_within_budget(guarded), 10.0)
         old, new = guarded.slowest_seconds()
         grown, watching = guarded.grown(), guarded.open_streams("Watch")
