@@ -8,7 +8,7 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from normserver import config, logs, polling, processes
+from normserver import addresses, config, logs, polling, processes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"normstats serve: {error}", file=sys.stderr)
         return 2
+    try:
+        addresses.check(settings)
+    except OSError as error:
+        print(f"normstats serve: {error}", file=sys.stderr)
+        return 1
     logs.configure(settings.log_format, settings.log_level)
     if settings.processes > 1:
         return processes.supervise(settings, arguments)

@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from starlette.applications import Starlette
 
 from normcore.kernels import launch
-from normserver import connections, device_metrics, logs, placement, process
+from normserver import addresses, connections, device_metrics, kernels, logs, placement, process
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import Need, Scope
 from normserver.activity.activity import About, Activity
@@ -386,9 +386,10 @@ class App:
         return {f"/{SERVICE}/{method}": why for method, why in queues.items()}
 
     def _listen(self, address: str) -> int:
-        if self._certificates is None or address.startswith("unix:"):
-            return self._grpc.add_insecure_port(address)
-        return self._grpc.add_secure_port(address, self._certificates.credentials())
+        with addresses.binding("listen", address):
+            if self._certificates is None or address.startswith("unix:"):
+                return self._grpc.add_insecure_port(address)
+            return self._grpc.add_secure_port(address, self._certificates.credentials())
 
     def _may_read(self, authorization: str) -> bool:
         """Whether the metrics are for whoever brings this header. Asked on another thread."""
@@ -547,7 +548,10 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
     """
     process.keep_memory()
     process.take_descriptors()
-    asyncio.run(_serve(settings, reread))
+    try:
+        asyncio.run(_serve(settings, reread))
+    finally:
+        kernels.compile_here()
 
 
 async def _serve(settings: Settings, reread: Callable[[], Settings]) -> None:

@@ -61,14 +61,43 @@ class Certificates:
         return _configuration(newest)
 
     def _read(self) -> Pair:
+        certificate = _pem("tls-cert", self._certificate, b"CERTIFICATE")
+        key = _pem("tls-key", self._key, b"PRIVATE KEY")
         warn_of_readers(self._key)
-        # OpenSSL says whether they belong together, which gRPC would only say at a handshake.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
+        if b"ENCRYPTED" in key:
+            raise ValueError(
+                f"--tls-key {self._key} has a passphrase, which nobody is there to give; give a key without"
+            )
+        try:
+            # OpenSSL says whether they belong together, which gRPC would only say at a handshake.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise ValueError(f"--tls-key {self._key} is not the key of --tls-cert {self._certificate}") from error
+            raise _unreadable(f"--tls-cert {self._certificate} or --tls-key {self._key}", error) from error
         client_ca = None
         if self._client_ca is not None:
-            client_ca = self._client_ca.read_bytes()
-            ssl.create_default_context(cadata=client_ca.decode("ascii", errors="replace"))
-        return Pair(self._certificate.read_bytes(), self._key.read_bytes(), client_ca)
+            client_ca = _pem("tls-client-ca", self._client_ca, b"CERTIFICATE")
+            try:
+                ssl.create_default_context(cadata=client_ca.decode("ascii", errors="replace"))
+            except ssl.SSLError as error:
+                raise _unreadable(f"--tls-client-ca {self._client_ca}", error) from error
+        return Pair(certificate, key, client_ca)
+
+
+def _pem(flag: str, path: Path, kind: bytes) -> bytes:
+    """What a file holds, which must be PEM of a kind."""
+    try:
+        found = path.read_bytes()
+    except OSError as error:
+        raise OSError(f"--{flag} {path}: {error.strerror}; give a PEM file that this user can read") from error
+    if kind + b"-----" not in found:
+        raise ValueError(f"--{flag} {path} has no -----BEGIN {kind.decode()}-----; give a PEM file that has one")
+    return found
+
+
+def _unreadable(what: str, error: ssl.SSLError) -> ValueError:
+    return ValueError(f"{what} cannot be read by OpenSSL ({error.reason or error}): give PEM files that are whole")
 
 
 def _configuration(pair: Pair) -> Any:

@@ -6,10 +6,11 @@ import argparse
 import ipaddress
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -105,7 +106,11 @@ class Settings(BaseSettings):
         description="Let other servers listen on the same port, and have another of one's own beside it, which is "
         "advertised. --processes sees to it.",
     )
-    device: str = Field("auto", description="Where to compute: auto (CUDA if there is any), cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where to compute: auto (CUDA if there is any), cpu, cuda or cuda:N.",
+    )
     tls_cert: Path | None = Field(
         None, description="PEM file of the server's certificate and what it was issued by; read again when it changes."
     )
@@ -195,10 +200,17 @@ class Settings(BaseSettings):
         100, ge=0, description="At level debug each call is a line, at most so many a second."
     )
 
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is None:
+            raise ValueError(f"{value!r} is no device; expected auto, cpu, cuda or cuda:N")
+        return value
+
     @field_validator("listen", "http", "health", "advertise")
     @classmethod
-    def _address(cls, value: str) -> str:
-        if value and not value.startswith("unix:"):
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        if value and not (info.field_name in ("listen", "advertise") and value.startswith("unix:")):
             split_address(value)
         return value
 
@@ -251,14 +263,14 @@ def load(arguments: list[str]) -> Settings:
 
     Raises:
         pydantic.ValidationError: a setting is wrong.
-        OSError, tomllib.TOMLDecodeError: the file cannot be read.
+        OSError, ValueError: the file cannot be read, or is no TOML.
         SystemExit: --help was asked for, or a flag is unknown.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", default=os.environ.get("NORMSTATS_CONFIG"))
     config = finder.parse_known_args(arguments)[0].config
-    if config is not None and not Path(config).is_file():
-        raise FileNotFoundError(f"--config {config}: there is no such file")
+    if config is not None:
+        _check_file(config)
 
     class Loaded(Settings):
         __doc__ = _HELP
@@ -278,6 +290,18 @@ def load(arguments: list[str]) -> Settings:
             return flags, env_settings, TomlConfigSettingsSource(settings_cls, config)
 
     return Loaded()
+
+
+def _check_file(config: str) -> None:
+    """Raise what is wrong with a file of settings, beside the settings: its own errors do not name it."""
+    if not Path(config).is_file():
+        raise FileNotFoundError(f"--config {config}: there is no such file")
+    try:
+        tomllib.loads(Path(config).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"--config {config}: {error.strerror}; give a file that this user can read") from error
+    except ValueError as error:
+        raise ValueError(f"--config {config} is no TOML: {error}") from error
 
 
 def split_address(address: str) -> tuple[str, int]:

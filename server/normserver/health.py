@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from normserver import addresses
+
 # A probe is short; who watches takes no thread.
 _THREADS = 2
 _MOST_CALLS = 64
@@ -21,7 +23,7 @@ class HealthServer:
         """Bind HOST:PORT; port 0 picks a free one.
 
         Raises:
-            RuntimeError: the address cannot be bound.
+            OSError: the address cannot be bound.
         """
         self._servicer = health.HealthServicer()
         self._server = grpc.server(
@@ -35,7 +37,8 @@ class HealthServer:
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
-        port = self._server.add_insecure_port(address)
+        with addresses.binding("health", address):
+            port = self._server.add_insecure_port(address)
         self.address = f"{address.rpartition(':')[0]}:{port}"
 
     def start(self) -> None:

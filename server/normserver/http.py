@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from normserver import addresses
 from normserver.config import is_local, split_address
 from normserver.http_connections import Connections, Limits
 from normserver.http_guard import HttpGuard
@@ -153,7 +154,8 @@ class HttpServer:
         """
         host, port = split_address(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
+        with addresses.binding("http", address):
+            self._socket = socket.create_server((host, port), family=family)
         self._connections = Connections(self._socket, limits, tls, metrics.http_connections_rejected)
         metrics.http_connections.set_function(lambda: len(self._connections))
         config = uvicorn.Config(

@@ -28,6 +28,14 @@ from normserver.metrics import Metrics
 log = logging.getLogger(__name__)
 
 
+def compile_here() -> None:
+    """Compile kernels in this process again, at their first use: no server is here any more."""
+    if importlib.util.find_spec("numba") is not None:
+        from normcore.kernels.cpu import compiled
+
+        compiled.compile_elsewhere(None)
+
+
 class KernelCompiler:
     """The kernels that are wanted, and a thread that has them compiled one after another."""
 

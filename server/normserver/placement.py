@@ -84,6 +84,8 @@ def pick(name: str) -> Placement:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
     return everything_on(device)
 
 

@@ -1,4 +1,4 @@
-"""How gRPC waits for its sockets, which it decides when it is loaded: import nothing of it before."""
+"""How gRPC waits for its sockets, and what it logs: it decides when it is loaded. Import nothing of it before."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def environment() -> dict[str, str]:
 
 
 def choose() -> None:
-    """The same for this process, unless its environment says otherwise."""
-    for name, value in environment().items():
+    """The same for this process, and no lines of gRPC's own on stderr, unless its environment says otherwise.
+
+    The server says itself what goes wrong. gRPC's lines are no JSON, and callers can cause them: a failed handshake is
+    one. GRPC_VERBOSITY=ERROR brings them back.
+    """
+    for name, value in (environment() | {"GRPC_VERBOSITY": "NONE"}).items():
         os.environ.setdefault(name, value)

@@ -163,8 +163,10 @@ def _read(path: Path) -> Identities:
     warn_of_writers(path)
     try:
         return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"--credentials {path}: {error.strerror}; give a file that this user can read") from error
     except ValueError as error:
-        raise InvalidCredentials(f"{path}: {error}") from error
+        raise InvalidCredentials(f"--credentials {path}: {error}") from error
 
 
 def _identity(one: _Identity) -> Identity:

@@ -23,9 +23,15 @@ class FileLock:
         """Take the lock, and write who has it.
 
         Raises:
-            StoreError: another process has it.
+            StoreError: another process has it, or the folder cannot be written to.
         """
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"{self._path.with_suffix('')} cannot be used: this process cannot write to {self._path.parent} "
+                f"({error.strerror}); give it the right to, or give another --store"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -125,7 +125,7 @@ class PostgresStore:
         return self._url.set(drivername="postgresql").render_as_string()
 
     def _told(self, error: Exception) -> str:
-        return f"{self._name}: {str(error.orig if isinstance(error, DBAPIError) else error).strip()}"
+        return f"{self._name}: {' '.join(str(error.orig if isinstance(error, DBAPIError) else error).split())}"
 
 
 class _Listener:

@@ -28,6 +28,9 @@ from normserver.store.transaction import SqlTransaction
 # The lock is exclusive and the connection single: SQLite before 3.51.3 may lose a WAL reset between two connections.
 _PRAGMAS = ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=0")
 
+# How each of its files begins.
+_MAGIC = b"SQLite format 3\0"
+
 _FAILURES = (DBAPIError, sqlite3.Error, OSError)
 
 # A copy's name is the store's, this, and random digits: nobody else's.
@@ -59,6 +62,7 @@ class SqliteStore:
             raise StoreError(f"there is no folder {self._path.parent}; make it, or give another --store")
         if must_exist and not self._path.exists():
             raise missing(str(self._path))
+        self._check_kind()
         self._lock.acquire()
         try:
             self._clear_copies()
@@ -66,6 +70,17 @@ class SqliteStore:
         except BaseException:
             self._lock.release()
             raise
+
+    def _check_kind(self) -> None:
+        """Say what is there, if it is no store; SQLite says that it cannot open it."""
+        if self._path.is_dir():
+            raise StoreError(f"{self._path} is a folder; --store names a file, such as {self._path / 'normstats.db'}")
+        if self._path.exists() and not os.access(self._path, os.R_OK | os.W_OK):
+            raise StoreError(f"{self._path} cannot be read and written by this user; give another --store")
+        if self._path.exists() and self._path.stat().st_size:
+            with self._path.open("rb") as file:
+                if file.read(len(_MAGIC)) != _MAGIC:
+                    raise StoreError(f"{self._path} is no SQLite file, and stays as it is; give another --store")
 
     def check(self) -> None:
         """Look whether the file is in its place and can be written."""

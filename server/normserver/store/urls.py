@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -19,8 +20,11 @@ def parse(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise StoreError(f"--store {url!r} is no URL, such as sqlite:///normstats.db") from None
+    except (ArgumentError, ValueError):  # a port that is no number
+        shown = re.sub(r":[^:@/]*@", ":***@", url)
+        raise StoreError(
+            f"--store {shown!r} is no URL, such as sqlite:///normstats.db or postgresql://USER:PASSWORD@HOST/DATABASE"
+        ) from None
     if parsed.drivername == "sqlite":
         return parsed
     if parsed.drivername not in ("postgresql", "postgres"):
