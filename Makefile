@@ -4,16 +4,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install setup checkov check test faults bench demo protos sync rules screenshots lock sbom dist format clean
+.PHONY: install setup kernels checkov check test faults bench demo protos sync rules screenshots lock sbom dist format clean
 .DELETE_ON_ERROR:
 
-install: ## a server and its client, for PYTHON
-	$(PYTHON) tools/install.py constraints-server.txt
+install: ## a server and its client, for PYTHON, with its kernels compiled
+	$(PYTHON) tools/install.py --compile constraints-server.txt
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt constraints-torch.txt constraints-torch-cpu.txt
 	$(PYTHON) tools/install.py --venv $(VENV) --editable constraints.txt
+	touch $@
+
+kernels: $(VENV)/.kernels ## compiled ahead, so that tests and benchmarks measure what a server does once it has them
+
+$(VENV)/.kernels: $(VENV)/.installed $(wildcard normcore/kernels/cpu/compiled/*.py)
+	$(BIN)/python -m normcore.kernels usual
 	touch $@
 
 checkov: $(VENV)/checkov/.installed ## for the tests of deploy/, in an environment of its own: its pins are not ours
@@ -35,17 +41,17 @@ check: setup ## lint, types, walls between the rooms, contract, generated code
 	$(BIN)/python tools/generate_sync.py --check
 	$(BIN)/python tools/generate_rules.py --check
 
-test: setup ## all tests but those that take minutes, with coverage
+test: kernels ## all tests but those that take minutes, with coverage
 	rm -f .coverage*
 	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/faults $(ARGS)
 	$(BIN)/coverage run -m pytest tests/faults $(ARGS) # one after another: they measure
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-faults: setup ## each promise at its full size, some 45 minutes: kill -9 at every write, cut connections, overload, bombs
+faults: kernels ## each promise at its full size, some 45 minutes: kill -9 at every write, cut connections, overload, bombs
 	$(BIN)/python -m pytest tests -m faults $(ARGS)
 
-bench: setup ## the figures of the README, on this machine: some 45 minutes
+bench: kernels ## the figures of the README, on this machine: some 45 minutes
 	$(BIN)/python -m benchmarks.aggregation $(ARGS)
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.wire

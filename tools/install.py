@@ -118,6 +118,7 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--editable", action="store_true", help="normstats as it is in this folder")
     kind.add_argument("--pins-only", action="store_true", help="all but normstats")
+    parser.add_argument("--compile", action="store_true", help="the kernels too, which a server does at its first start")
     asked = parser.parse_args()
     check_version()
     build = torch_build()
@@ -141,6 +142,11 @@ def main() -> None:
             f"{asked.lock} is installed, and does not fit with other packages of this Python:\n{checked.stdout}"
             "Take an environment of its own: python3 -m venv ~/normstats && make install PYTHON=~/normstats/bin/python"
         )
+    if asked.compile:
+        print("compiling the kernels for this machine: a minute or two", flush=True)
+        compiled = subprocess.run([python, "-P", "-m", "normcore.kernels", "usual"], cwd=os.path.expanduser("~"))
+        if compiled.returncode:
+            print("the kernels are not compiled, for the reason above: the server does it in the background", flush=True)
 
 
 if __name__ == "__main__":

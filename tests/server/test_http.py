@@ -59,7 +59,8 @@ def test_names_are_no_labels(server: ServerProcess, stub: NormalizationServiceSt
 
 def test_it_is_alive_and_ready(server: ServerProcess) -> None:
     assert httpx.get(f"{server.http}/healthz").status_code == 200
-    assert httpx.get(f"{server.http}/readyz").text == "ok\n"
+    ready = httpx.get(f"{server.http}/readyz")
+    assert (ready.status_code, ready.text[:2]) == (200, "ok")
     assert httpx.get(f"{server.http}/nothing").status_code == 404
 
 
