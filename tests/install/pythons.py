@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 
 
@@ -38,8 +39,9 @@ def environment(folder: Path, version: str, newest_pip: bool = False) -> str:
 
 
 def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user's shell would: without what tests and this machine's pip are configured with."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "COVERAGE_", "TORCH"))}
+    """Run a program as a user's shell would: without what these tests, `make test` and this machine's pip are told."""
+    ours = ("PIP_", "COVERAGE_", "TORCH", "MAKE", "MFLAGS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, env=kept | variables
+        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False, env=kept | variables
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.install.index import LATER, ROOT, Index, expected
-from tests.install.pythons import environment, run
+from tests.install.index import LATER, Index, expected
+from tests.install.pythons import ROOT, environment, run
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MARKERS = "import json; from pip._vendor.packaging.markers import default_environment as e; print(json.dumps(e()))"
@@ -58,8 +58,8 @@ def _installed(python: str) -> dict[str, str]:
 
 def test_make_and_the_images_install_by_this_alone() -> None:
     for target in ("setup", "install"):
-        told = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        (line,) = (line for line in told.splitlines() if not line.startswith("touch "))
+        told = run("make", "-n", "-B", target)
+        (line,) = (line for line in told.stdout.splitlines() if not line.startswith("touch "))
         assert re.fullmatch(r"\S+ tools/install\.py [^|&;]+", line)
     for file in ("Makefile", "deploy/Dockerfile"):
         for line in (ROOT / file).read_text().replace("\\\n", " ").splitlines():

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.install.index import ROOT, Index
+from tests.install.index import Index
 from tests.install.pythons import environment, python, run
 from tools import install
 
 MANAGED = sorted(Path("/usr/lib").glob("python3.*/EXTERNALLY-MANAGED"))
-# Not ended by `make test`'s own variables, which a make within it would obey.
-MAKE = ["env", "--unset=MAKEFLAGS", "--unset=MAKELEVEL", "make", "--directory", str(ROOT)]
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def systems_own() -> str:
 
 
 def test_a_python_of_the_operating_system_is_refused_before_pip_refuses(systems_own: str) -> None:
-    told = run(*MAKE, "install", f"PYTHON={systems_own}")
+    told = run("make", "install", f"PYTHON={systems_own}")
     assert told.returncode != 0
     assert f"normstats: {systems_own} belongs to the operating system" in told.stderr
     assert "python3 -m venv" in told.stderr
@@ -42,7 +40,7 @@ def test_a_python_without_venv_is_refused(systems_own: str, tmp_path: Path) -> N
         pytest.skip("there is no ensurepip to hide, or unshare may not make namespaces here")
     (tmp_path / "nothing").mkdir()
     venv, hide = tmp_path / "venv", f'mount --bind {tmp_path / "nothing"} {ensurepip} && exec "$@"'
-    setup = [*MAKE, "setup", f"PYTHON={systems_own}", f"VENV={venv}"]
+    setup = ["make", "setup", f"PYTHON={systems_own}", f"VENV={venv}"]
     told = run("unshare", "--mount", "sh", "-c", hide, "-", *setup)
     assert told.returncode != 0
     (sentence,) = (line for line in told.stderr.splitlines() if not line.startswith("make: "))
@@ -52,7 +50,7 @@ def test_a_python_without_venv_is_refused(systems_own: str, tmp_path: Path) -> N
 
 
 def test_a_python_for_which_nothing_is_pinned_is_refused(tmp_path: Path) -> None:
-    told = run(*MAKE, "setup", f"PYTHON={python('3.10')}", f"VENV={tmp_path / 'venv'}")
+    told = run("make", "setup", f"PYTHON={python('3.10')}", f"VENV={tmp_path / 'venv'}")
     assert told.returncode != 0
     assert "is Python 3.10; normstats is pinned for Python 3.11 to 3.14" in told.stderr
     assert not (tmp_path / "venv").exists()

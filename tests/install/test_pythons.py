@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.install.index import ROOT
-from tests.install.pythons import environment, run
+from tests.install.pythons import ROOT, environment, run
 from tools import wheel
 
 SESSION = """

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tomllib
 
 import pytest
 
-from tests.install.index import ROOT
+from tests.install.pythons import ROOT, run
 from tools.install import PYTHONS, TORCH
 
 README = (ROOT / "README.md").read_text()
@@ -20,7 +19,7 @@ def test_it_begins_with_two_commands_that_do_all_that_they_need() -> None:
     first, *_ = re.findall(r"^```\n(.*?)```", README, re.DOTALL | re.MULTILINE)
     assert first.splitlines() == ["make demo", "make test"]
     for command in first.splitlines():
-        told = subprocess.run([*command.split(), "-n", "-B"], cwd=ROOT, capture_output=True, text=True, check=True)
+        told = run(*command.split(), "-n", "-B")
         assert "tools/install.py --venv" in told.stdout.splitlines()[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.install.index import ROOT
+from tests.install.pythons import ROOT
 from tools import wheel
 
 CONSOLE = ROOT / "server/normserver/console"
