@@ -20,7 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             setting = ".".join(str(part) for part in problem["loc"]) or "settings"
-            print(f"normstats serve: {setting}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            received = "" if problem["type"] == "value_error" else f"; received {problem['input']!r}"
+            print(
+                f"normstats serve: {setting}: {problem['msg'].removeprefix('Value error, ')}{received}", file=sys.stderr
+            )
         return 2
     except (OSError, ValueError) as error:
         print(f"normstats serve: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from pydantic_settings import (
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -51,6 +52,7 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,  # argparse would print its usage, 30 lines, before what is wrong
         extra="forbid",
     )
 
@@ -108,7 +110,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where to compute: auto (CUDA if there is any), cpu, cuda or cuda:N.",
     )
     tls_cert: Path | None = Field(
@@ -263,8 +264,8 @@ def load(arguments: list[str]) -> Settings:
 
     Raises:
         pydantic.ValidationError: a setting is wrong.
-        OSError, ValueError: the file cannot be read, or is no TOML.
-        SystemExit: --help was asked for, or a flag is unknown.
+        OSError, ValueError: the file cannot be read, or is no TOML; a flag is unknown.
+        SystemExit: --help was asked for.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", default=os.environ.get("NORMSTATS_CONFIG"))
@@ -289,7 +290,11 @@ def load(arguments: list[str]) -> Settings:
             )
             return flags, env_settings, TomlConfigSettingsSource(settings_cls, config)
 
-    return Loaded()
+    try:
+        return Loaded()
+    except SettingsError as error:
+        wrong = str(error).removeprefix("error parsing CLI: ")
+        raise ValueError(f"{wrong}; normstats serve --help lists the flags") from error
 
 
 def _check_file(config: str) -> None:

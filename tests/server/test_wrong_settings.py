@@ -105,8 +105,14 @@ WRONG = [
     ("--config misspelt.toml", 2, "thraeds: Extra inputs are not permitted"),
     ("--device tpu", 2, "device: 'tpu' is no device; expected auto, cpu, cuda or cuda:N"),
     ("--device cpu:7", 2, "device: 'cpu:7' is no device; expected auto, cpu, cuda or cuda:N"),
-    ("--threads two", 2, "threads: Input should be a valid integer"),
+    (
+        "--threads two",
+        2,
+        "threads: Input should be a valid integer, unable to parse string as an integer; received 'two'",
+    ),
     ("--drain-seconds -1", 2, "drain_seconds: Input should be greater than or equal to 0"),
+    ("--nonsense", 2, "unrecognized arguments: --nonsense; normstats serve --help lists the flags"),
+    ("--threads", 2, "argument --threads: expected one argument"),
     ("--advertise nowhere", 2, "advertise: 'nowhere' is no HOST:PORT"),
 ]
 
