@@ -332,7 +332,9 @@ class Connection(asyncio.Protocol):
                     ssl_handshake_timeout=self._owner.limits.request_seconds,
                     ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
                 )
-        except OSError:  # it spoke no TLS, or closed the connection; asyncio closes the socket
+        except OSError as error:  # it spoke no TLS, or closed the connection; asyncio closes the socket
+            # asyncio's frames refer to the error that refers to them, and to 90 KiB: 136 MiB after 1,500 handshakes.
+            error.__traceback__ = None
             if not self._aborted:
                 self._owner.forget(self)
                 self._owner.reject("tls_handshake")
