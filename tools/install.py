@@ -144,7 +144,7 @@ def main() -> None:
         )
     if asked.compile:
         print("compiling the kernels for this machine: a minute or two", flush=True)
-        compiled = subprocess.run([python, "-P", "-m", "normcore.kernels", "usual"], cwd=os.path.expanduser("~"))
+        compiled = subprocess.run([python, "-P", "-m", "normcore.kernels", "usual"])
         if compiled.returncode:
             print("the kernels are not compiled, for the reason above: the server does it in the background", flush=True)
 

@@ -506,7 +506,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         # The guard keeps callers' connections and silent ones within their limits, a moment after they are there.
-        ("grpc.max_allowed_incoming_connections", settings.max_connections + 4 * MAX_SILENT),
+        ("grpc.max_allowed_incoming_connections", process.most_connections(settings.max_connections + 4 * MAX_SILENT)),
         ("grpc.server_handshake_timeout_ms", _milliseconds(SILENT_SECONDS)),
         # Callers by a socket have no address, by which the guard knows connections: gRPC closes those without calls.
         ("grpc.max_connection_idle_ms", _milliseconds(SILENT_SECONDS) if by_socket else _FOREVER_MILLISECONDS),

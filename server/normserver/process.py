@@ -16,6 +16,8 @@ _SWITCH_SECONDS = 0.0005
 
 
 _DESCRIPTORS = 1 << 16
+# Those that are for other things than connections: the store, regions of shared memory, threads.
+_OTHER_DESCRIPTORS = 1024
 
 # glibc's mallopt: what it sets, by number, and to what.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
@@ -48,6 +50,13 @@ def take_descriptors() -> None:
     if most == resource.RLIM_INFINITY or most > now:
         wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
+
+
+def most_connections(wanted: int, descriptors: int | None = None) -> int:
+    """As many connections as wanted, or as leave enough of the open files that this process may have."""
+    if descriptors is None:
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(wanted, max(descriptors - _OTHER_DESCRIPTORS, descriptors // 2))
 
 
 def settle() -> None:

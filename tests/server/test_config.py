@@ -60,7 +60,7 @@ def test_a_file_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str])
     assert "there is no such file" in capsys.readouterr().err
 
 
-def test_connections_last_for_ever_unless_it_is_said_how_long() -> None:
+def test_connections_last_an_hour_unless_it_is_said_how_long() -> None:
     assert config.load([]).max_connection_age_seconds == 3600
     assert config.load(["--max-connection-age-seconds", "90.5"]).max_connection_age_seconds == 90.5
     for wrong in ("-1", "1e7", "nan"):

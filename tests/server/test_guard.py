@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from normserver import process
 from normserver.access.shares import Shares, address_holder, share_of
 from normserver.connections import Accepted
 from normserver.errors import ResourceExhausted
@@ -177,6 +178,13 @@ def test_shares_are_given_back() -> None:
     shares.give("a")
     assert shares.take("a", 2)
     assert (shares.held("a"), shares.held("b"), shares.held("c")) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "connections"), [(1 << 20, 18432), (20000, 18432), (4096, 3072), (1024, 512), (256, 128)]
+)
+def test_connections_leave_descriptors_for_the_rest(descriptors: int, connections: int) -> None:
+    assert process.most_connections(18432, descriptors) == connections
 
 
 @pytest.mark.parametrize(
