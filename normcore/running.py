@@ -195,6 +195,8 @@ class RunningPolicy(ABC):
             NothingSeen: some feature has seen nothing.
             TooFewValues: some feature has too few values for the variance.
         """
+        if running.is_empty:
+            raise NothingSeen(0)
         moments = running.moments
         weight = moments.count.expand_as(moments.mean)
         if bool((weight <= 0).any()):

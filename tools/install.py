@@ -118,7 +118,7 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--editable", action="store_true", help="normstats as it is in this folder")
     kind.add_argument("--pins-only", action="store_true", help="all but normstats")
-    parser.add_argument("--compile", action="store_true", help="the kernels too, which a server does at its first start")
+    parser.add_argument("--compile", action="store_true", help="the kernels too, which a server does when it starts")
     asked = parser.parse_args()
     check_version()
     build = torch_build()
@@ -146,7 +146,9 @@ def main() -> None:
         print("compiling the kernels for this machine: a minute or two", flush=True)
         compiled = subprocess.run([python, "-P", "-m", "normcore.kernels", "usual"])
         if compiled.returncode:
-            print("the kernels are not compiled, for the reason above: the server does it in the background", flush=True)
+            print(
+                "the kernels are not compiled, for the reason above: a server compiles them while it serves", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ NormstatsError             .message the server's sentence, .field the path of wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,6 +122,9 @@ class Internal(NormstatsError):
     code = "INTERNAL"
 
 
+# gRPC's own words for a message that the server does not read.
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+
 _BY_CODE = {kind.code: kind for kind in NormstatsError.__subclasses__()}
 _BY_NUMBER = {code_pb2.Code.Value(name): kind for name, kind in _BY_CODE.items()}
 
@@ -129,6 +133,14 @@ def from_grpc(error: grpc.RpcError) -> NormstatsError:
     """The error that a failed call, of either kind of channel, amounts to."""
     kind = _BY_CODE.get(error.code().name, NormstatsError)
     field, reason, facts = _details(error)
+    if not reason and (too_large := _TOO_LARGE.search(error.details() or "")):
+        size, limit = too_large.groups()
+        return ResourceExhausted(
+            f"the request takes {size} bytes, and the server accepts {limit} in a message; send fewer features or rows "
+            f"at a time, or start the server with --max-message-bytes {size}",
+            reason="MESSAGE_TOO_LARGE",
+            metadata={"size_bytes": size, "max_message_bytes": limit},
+        )
     return kind(error.details() or error.code().name, field=field, reason=reason, metadata=facts)
 
 

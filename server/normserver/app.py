@@ -24,6 +24,7 @@ from normcore.kernels import launch
 from normserver import addresses, connections, device_metrics, kernels, logs, placement, process
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import Need, Scope
+from normserver.access.quotas import Allowances, NewProducers
 from normserver.activity.activity import About, Activity
 from normserver.activity.changes import Changes
 from normserver.activity.contributors import Contributors
@@ -33,6 +34,7 @@ from normserver.batcher import Batcher
 from normserver.certificates import Certificates
 from normserver.chunks import Chunks
 from normserver.committer import Committer
+from normserver.comparing import Comparing
 from normserver.compute import Compute
 from normserver.config import Settings, split_address
 from normserver.contributing import Contributing
@@ -79,6 +81,8 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["NormalizationService"]
 SERVICE, _METHODS = _SERVICE.full_name, tuple(_SERVICE.methods)
 # After a core task's end: how long calls may still run, and when the process ends at the latest.
 _FAILED_DRAIN_SECONDS, _FAILED_EXIT_SECONDS = 1.0, 4.0
+# Producers that one transaction forgets: 3 ms, between which commits go.
+_FORGOTTEN_AT_ONCE = 200
 _LOOK_AT_FILES_SECONDS = 1.0
 # An event loop that has not turned for so long will not turn again.
 _STUCK_SECONDS = 60.0
@@ -152,6 +156,7 @@ class App:
             self._published,
             self.metrics,
             self._contributors,
+            NewProducers(settings.max_new_producers_per_hour),
             max_pending=settings.max_pending_contributions,
             retention=self._retention,
         )
@@ -288,7 +293,11 @@ class App:
         self._supervisor.core("leases", self._leases.keep)
 
     def _grpc_server(self) -> grpc.aio.Server:
-        normalizers = Normalizers(self._store, self._published)
+        allowances = Allowances(
+            normalizers=self._settings.max_normalizers_per_identity,
+            stored_bytes=self._settings.max_stored_bytes_per_identity,
+        )
+        normalizers = Normalizers(self._store, self._published, allowances)
         batcher = Batcher(self._compute, self._placement)
         contributing = Contributing(self._store, self._published, batcher, self._committer, self._lifetime)
         planner = Planner(self._published, normalizers, self._compute)
@@ -302,6 +311,7 @@ class App:
         service = NormalizationService(
             self._published,
             normalizers,
+            Comparing(self._store, self._published),
             normalizing,
             contributing,
             self._groups,
@@ -372,7 +382,6 @@ class App:
             credentials=self._credentials,
             certificates=settings.tls_client_ca is not None,
             full=self._full(),
-            forget_producers_seconds=settings.forget_producers_after_hours * 3600,
         )
 
     def _full(self) -> dict[str, Callable[[], str]]:
@@ -456,12 +465,13 @@ class App:
         beat_seconds = min(EXCHANGE_SECONDS, max(1.0, idle_seconds / 24))
 
         def forget(transaction: Transaction) -> int:
-            return transaction.forget_producers(self._retention.now() - idle_seconds)
+            return transaction.forget_producers(self._retention.now() - idle_seconds, _FORGOTTEN_AT_ONCE)
 
         while True:
             with contextlib.suppress(Unavailable):  # the store says so itself when it is down
                 await self._exchange_retention()
-                await self._store.run(forget)
+                while await self._store.run(forget) == _FORGOTTEN_AT_ONCE:
+                    pass
             await asyncio.sleep(beat_seconds)
 
     async def _exchange_retention(self) -> None:

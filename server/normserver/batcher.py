@@ -16,6 +16,7 @@ from normcore.errors import NormcoreError
 from normcore.kernels.base import Launch, NotCompiled, output_dtype, output_type
 from normcore.stack import MomentsStack
 from normserver import codec, engine, futures, replies
+from normserver.bounded import Bounded
 from normserver.codec import Encoded, Reply
 from normserver.compute import Compute, Task
 from normserver.engine import CPU, Batch, Plan, Resolved
@@ -40,6 +41,8 @@ _LATE = 0.125
 _TOGETHER_BYTES = 1 << 16
 # Kinds of calls whose times are remembered; forms of which it is remembered what they are like.
 _REMEMBERED, _MOST_ALIKE = 4096, 256
+# What the plans of those that are alike may take.
+_MOST_ALIKE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class Batcher:
         self._kept = Kept()
         self._staging = Staging()
         self._seconds: dict[Hashable, float] = {}
-        self._alikes: dict[tuple[Form, int], tuple[Resolved, Alike]] = {}
+        self._alikes: Bounded[tuple[Form, int], tuple[Resolved, Alike]] = Bounded(_MOST_ALIKE, _MOST_ALIKE_BYTES)
 
     async def run(self, job: Job) -> Encoded:
         """Normalize a batch: here and now if that is brief, else in turn.
@@ -173,12 +176,11 @@ class Batcher:
         """So many batches of a form."""
         known = self._alikes.get((form, number))
         if known is None or known[0] is not resolved:
-            if len(self._alikes) >= _MOST_ALIKE:
-                self._alikes.clear()
             plan = resolved.plan
             told = replies.normalized if form.wanted else replies.normalized_chunk
             reply = told(plan.mode, resolved.version)
-            known = self._alikes[form, number] = resolved, Alike(form, plan, reply, number)
+            known = resolved, Alike(form, plan, reply, number)
+            self._alikes.put((form, number), known, plan.size_bytes)
         return known[1]
 
     def are_brief(self, several: Sequence[Alike]) -> bool:

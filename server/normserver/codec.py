@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from normcore.moments import ROWS, Moments, violations
 from normcore.running import Running
 from normcore.stack import MomentsStack
 from normserver.errors import InvalidArgument
+from normserver.records import PIECE_FEATURES, Head, Initial, LazyRunning, SnapshotHead, part
+from normstats.specs import RunningSpec, Spec
 from normstats.v1 import normalization_service_pb2 as service_pb2
 from normstats.v1 import resources_pb2 as pb
 from normstats.v1 import tensor_pb2
@@ -228,26 +230,71 @@ def decode_time(message: Timestamp, field: str) -> float:
     return message.ToMicroseconds() / 1e6
 
 
-class StoredRunning(Running):
-    """Running statistics as they were stored, decoded when they are first looked at: most of what is read never is."""
+class StoredRunning(LazyRunning):
+    """Running statistics as they were stored, in pieces, decoded when they are first read: most are never."""
 
-    __slots__ = ("_data", "_num_features")
+    __slots__ = ("_num_features", "_pieces")
 
-    def __init__(self, data: bytes, num_features: int) -> None:
-        object.__setattr__(self, "_data", data)
-        object.__setattr__(self, "_num_features", num_features)
+    _pieces: Sequence[bytes]
+    _num_features: int
 
-    def __getattr__(self, name: str) -> Any:
-        """Called for a field that is not set yet."""
-        if name not in _RUNNING_FIELDS:
-            raise AttributeError(name)
-        decoded = decode_running(pb.RunningState.FromString(self._data), self._num_features, "running")
-        for one in _RUNNING_FIELDS:
-            object.__setattr__(self, one, getattr(decoded, one))
+    def __init__(self, pieces: Sequence[bytes], num_features: int, num_rows: float, num_batches: int) -> None:
+        fields = {"_pieces": pieces, "_num_features": num_features, "num_rows": num_rows, "num_batches": num_batches}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def piece(self, start: int) -> Running:
+        """The piece that begins at a feature; the others stay as they are."""
+        if pieces := self._pieces:
+            return decode_piece(pieces[start // PIECE_FEATURES], start, self._num_features)
+        return part(Running(self.moments, self.count, self.num_batches, self.time), start)
+
+    def _made(self, name: str) -> Any:
+        pieces, starts = self._pieces, range(0, self._num_features, PIECE_FEATURES)
+        if not pieces:  # another thread has decoded them meanwhile
+            return object.__getattribute__(self, name)
+        found = [decode_piece(piece, at, self._num_features) for piece, at in zip(pieces, starts, strict=True)]
+        decoded = found[0] if len(found) == 1 else _joined(found)
+        for field in ("moments", "count", "time"):
+            object.__setattr__(self, field, getattr(decoded, field))
+        object.__setattr__(self, "_pieces", ())  # the arrays are copies of it
         return getattr(decoded, name)
 
 
-_RUNNING_FIELDS = tuple(one.name for one in fields(Running))
+def stored(spec: Spec, head: Head | SnapshotHead, pieces: Sequence[bytes]) -> Running | None:
+    """The statistics that pieces hold, of a normalizer of this spec or of a snapshot."""
+    if not isinstance(spec, RunningSpec):
+        return None
+    if not pieces:
+        return Initial(spec)
+    return StoredRunning(pieces, spec.num_features, head.num_rows, head.num_batches)
+
+
+def decode_piece(data: bytes, start: int, num_features: int) -> Running:
+    """The piece of running statistics, of so many features in all, that begins at a feature.
+
+    Raises:
+        DecodeError, InvalidArgument: it does not hold.
+    """
+    width = min(PIECE_FEATURES, num_features - start)
+    return decode_running(pb.RunningState.FromString(data), width, "running")
+
+
+def encode_pieces(running: Running) -> Iterator[tuple[int, bytes]]:
+    """Running statistics in pieces as they are stored, each with its first feature."""
+    width = running.moments.num_features  # of what was stored: decoded once, not piece by piece
+    for start in range(0, width, PIECE_FEATURES):
+        yield start, encode_running(part(running, start)).SerializeToString()
+
+
+def _joined(pieces: Sequence[Running]) -> Running:
+    moments = Moments(torch.cat([piece.moments.values for piece in pieces], dim=1))
+    counts = [piece.count for piece in pieces]
+    if all(count.dim() == 0 and count == counts[0] for count in counts):
+        count = counts[0]
+    else:
+        count = torch.cat([one.expand(piece.moments.num_features) for one, piece in zip(counts, pieces, strict=True)])
+    return Running(moments, count, pieces[0].num_batches, pieces[0].time)
 
 
 def encode_running(running: Running) -> pb.RunningState:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from normserver import calls
+from normserver.access.quotas import NewProducers
 from normserver.activity.contributors import Contributors
 from normserver.calls import Call
 from normserver.contributions import Decision, Outcome, Submission, decide
@@ -50,6 +51,7 @@ class Committer:
         published: Published,
         metrics: Metrics,
         contributors: Contributors,
+        new_producers: NewProducers,
         *,
         max_pending: int,
         retention: RetentionClock,
@@ -60,6 +62,7 @@ class Committer:
         self._metrics = metrics
         self._phases = Phases(metrics)
         self._contributors = contributors
+        self._new_producers = new_producers
         self._max_pending = max_pending
         self._retention = retention
         self._clock = clock
@@ -88,6 +91,7 @@ class Committer:
             raise Unavailable("the server is stopping; a retry is safe", reason="STOPPING")
         if sentence := self.why_full():
             raise ResourceExhausted(sentence)
+        self._new_producers.know(calls.identity())
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(submission, future, calls.current(), time.perf_counter()))
         self._arrived.set()
@@ -134,6 +138,7 @@ class Committer:
                 now=now,
                 steady=time.monotonic() + self._steady_offset,
                 used_at=self._retention.now(),
+                budgets=self._new_producers.left({one.payer for one in submissions}, began),
             )
             decision = await self._store.run(commit)
         except ServiceError as error:
@@ -143,6 +148,7 @@ class Committer:
             log.exception("commit failed")
             _fail(taken, error)
             return
+        self._new_producers.spend(decision.new_producers)
         self._published.publish(decision.records)
         for one, outcome in zip(taken, decision.outcomes, strict=True):
             if one.future.done():
@@ -177,12 +183,13 @@ def _commit(
     now: float,
     steady: float,
     used_at: float,
+    budgets: Mapping[str, int],
 ) -> Decision:
     # Records first: whoever else brings the same contributions waits here, and then finds them in the windows.
     records = transaction.lock_records(_names(submissions), known)
     windows = transaction.lock_windows({submission.producer for submission in submissions})
     held = transaction.held({submission.lease for submission in submissions if submission.lease is not None})
-    decision = decide(records, windows, submissions, now, held, steady=steady)
+    decision = decide(records, windows, submissions, now, held, budgets, steady=steady)
     transaction.advance(decision.records)
     transaction.put_windows(decision.windows, used_at)
     return decision

@@ -184,6 +184,24 @@ class Settings(BaseSettings):
     max_pending_contributions: int = Field(
         8192, ge=1, description="Contributions that may wait for their commit; more are refused."
     )
+    max_normalizers_per_identity: int = Field(
+        10_000,
+        ge=0,
+        description="How many normalizers an identity may have made, unless the credentials file says otherwise. 0: no "
+        "limit.",
+    )
+    max_stored_bytes_per_identity: int = Field(
+        4 * 2**30,
+        ge=0,
+        description="What the normalizers and snapshots that an identity made may take in the store, 64 bytes a "
+        "feature, unless the credentials file says otherwise. 0: no limit.",
+    )
+    max_new_producers_per_hour: int = Field(
+        36_000,
+        ge=0,
+        description="How many new producer ids an identity may bring in an hour, all of them at once too, unless the "
+        "credentials file says otherwise. 0: no limit.",
+    )
     forget_producers_after_hours: float = Field(
         24, gt=0, description="Forget a producer's sequences when it was idle for so long."
     )

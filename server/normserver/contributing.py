@@ -49,14 +49,18 @@ class Contributing:
             item if isinstance(item, Contribution) else await self._taken(item)
             for item in validate.contributions(messages, data, prefix)
         ]
-        return self._committer.submit(Submission(_own(producer), sequence, taken))
+        return self._submit(producer, sequence, taken)
 
     async def train(self, name: str, producer: bytes, sequence: int, batches: Sequence[Moments]) -> Outcome:
         """Contribute the moments of a batch that was normalized in TRAIN mode."""
         stack = MomentsStack.of(batches)
         codec.check_mergeable(stack, ["input"] * len(stack))
         contribution = Contribution(name, stack, None, "input")
-        return await self._committer.submit(Submission(_own(producer), sequence, (contribution,)))
+        return await self._submit(producer, sequence, (contribution,))
+
+    def _submit(self, producer: bytes, sequence: int, taken: Sequence[Contribution]) -> asyncio.Future[Outcome]:
+        own = _own(producer)
+        return self._committer.submit(Submission(own, sequence, taken, payer=own.identity))
 
     async def settled(self, producer: bytes) -> int:
         """The sequence up to which a stream of this producer need not send again; 0 for one that is not known."""

@@ -17,6 +17,7 @@ from normserver.errors import (
     from_engine,
     lost_lease,
     no_such_normalizer,
+    too_many_producers,
 )
 from normserver.producers import WINDOW, Producer, Verdict, Window
 from normserver.records import Lease, Record, has_stopped, policy_of, rows
@@ -40,12 +41,16 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What one producer sends under one sequence: merged all or none, and only while `lease` is held, if given."""
+    """What one producer sends under one sequence: merged all or none, and only while `lease` is held, if given.
+
+    `payer` is the identity whose budget of new producers it is taken from, if the store does not know the producer.
+    """
 
     producer: Producer
     sequence: int
     contributions: Sequence[Contribution]
     lease: Lease | None = None
+    payer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +72,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to write, and what to tell each submission, in order."""
+    """What to write, and what to tell each submission, in order; how many producers of each payer are new."""
 
     records: Sequence[Record]
     windows: Mapping[Producer, Window]
     outcomes: Sequence[Outcome | ServiceError]
+    new_producers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -108,10 +114,13 @@ def decide(
     submissions: Sequence[Submission],
     now: float,
     held: Set[Lease] = frozenset(),
+    budgets: Mapping[str, int] | None = None,
     *,
     steady: float | None = None,
 ) -> Decision:
     """Merge submissions, in order, into the records as they stand; `held` are the leases that still hold.
+
+    `budgets` say how many new producers some payers may still have. One that is known is never refused for it.
 
     `now` is the wall clock, which a record's update time shows. `steady` is the same clock without its steps (`now`, if
     it is not given): contributions that give no time were observed then, so that a step neither forgets what a
@@ -123,13 +132,14 @@ def decide(
     """
     clock = _Clock(now, now if steady is None else steady)
     after = dict(windows)
+    left = dict(budgets or {})
     gathered: dict[str, _Pending] = {}
     admitted: list[_Admitted | ServiceError] = []
     for submission in submissions:
         try:
             if submission.lease is not None and submission.lease not in held:
                 raise lost_lease(submission.lease.group)
-            admitted.append(_admit(submission, records, after, gathered, clock))
+            admitted.append(_admit(submission, records, after, gathered, clock, left))
         except ServiceError as error:
             admitted.append(error)
     changed = _merged(gathered.values(), now)
@@ -137,7 +147,8 @@ def decide(
     versions |= {record.name: record.version for record in changed}
     changed_windows = {producer: window for producer, window in after.items() if windows.get(producer) != window}
     outcomes = [one if isinstance(one, ServiceError) else _outcome(one, versions) for one in admitted]
-    return Decision(changed, changed_windows, outcomes)
+    new_producers = {payer: budget - left[payer] for payer, budget in (budgets or {}).items() if left[payer] < budget}
+    return Decision(changed, changed_windows, outcomes, new_producers)
 
 
 def _admit(
@@ -146,6 +157,7 @@ def _admit(
     windows: dict[Producer, Window],
     gathered: dict[str, _Pending],
     clock: _Clock,
+    left: dict[str, int],
 ) -> _Admitted:
     window = windows.get(submission.producer, _NEW)
     verdict = window.verdict(submission.sequence)
@@ -160,6 +172,10 @@ def _admit(
         return _Admitted(True, targets, [False] * len(targets))
     together = list(zip(submission.contributions, targets, strict=True))
     times = [_check(contribution, target, clock) for contribution, target in together]
+    if submission.producer not in windows and submission.payer in left:
+        if left[submission.payer] < 1:
+            raise too_many_producers(submission.payer)
+        left[submission.payer] -= 1
     windows[submission.producer] = window.add(submission.sequence)
     taken = [_gather(*one, time) for one, time in zip(together, times, strict=True)]
     return _Admitted(False, targets, [not some for some in taken])

@@ -75,7 +75,6 @@ class Door:
         credentials: Credentials | None = None,
         certificates: bool = False,
         full: Mapping[str, Callable[[], str]] | None = None,
-        forget_producers_seconds: float = 86400.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`certificates`: callers show theirs. `full`: of some methods, why there is no room for what they do."""
@@ -86,7 +85,7 @@ class Door:
         self._credentials = credentials
         self._certificates = certificates
         self._full = full or {}
-        self._quotas = Quotas(forget_producers_seconds)
+        self._quotas = Quotas()
         self._clock = clock
         self._calls = self._streams = self._public_streams = self._held_bytes = 0
         self._recheck: dict[int, Call] = {}  # open streams of known callers, by id()
@@ -295,9 +294,6 @@ class Door:
         for need in needs:
             if (everywhere is None or need.scope > everywhere) and not identity.may(need):
                 raise identity.refuse(need)
-        if call.taken is not None:
-            for producer in rules.producers_of(call.path, message):
-                self._quotas.producer(call.taken, producer, self._clock())
 
 
 def _known(identity: Identity | None) -> Identity:

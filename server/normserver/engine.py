@@ -21,6 +21,7 @@ from normcore.errors import InvalidParameter
 from normcore.kernels.base import output_dtype
 from normcore.moments import Moments, moments_of, variance
 from normcore.running import Estimate
+from normserver.records import parameter_bytes
 from normstats import specs
 
 MAX_GHOST_BATCHES = 1024
@@ -59,6 +60,15 @@ class Plan:
     def __post_init__(self) -> None:
         told = (str(getattr(self.spec, name, "")) for name in ("virtual_batch_size", "size", "p", "axis", "axes"))
         object.__setattr__(self, "costs", (type(self.spec), self.mode, self.inverse, *told))
+
+    @property
+    def size_bytes(self) -> int:
+        """What its arrays take in memory."""
+        kept = [*(self.style or ()), *(() if self.moments is None else (self.moments.values,))]
+        if (found := self.estimate) is not None:
+            kept += [found.mean, found.var, found.min, found.max, found.count]
+        size: int = sum(one.nbytes for one in kept)
+        return parameter_bytes(self.spec) + size
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -131,6 +131,16 @@ def lost_lease(group: str) -> Unavailable:
     return Unavailable(f"group {group!r} may live on another server by now; join again", reason="LEASE_LOST")
 
 
+def too_many_producers(payer: str) -> ResourceExhausted:
+    """The error for a producer id that is not known, of an identity that has had its new ones."""
+    return ResourceExhausted(
+        f"{payer} has had its new producer ids of this hour, and this one is new; contribute under one that is known, "
+        "try again later, or ask for a larger quota (producers_per_hour in the credentials file, "
+        "--max-new-producers-per-hour)",
+        reason="PRODUCER_QUOTA",
+    )
+
+
 # The engine's arguments under the names that the contract gives them.
 _FIELDS = {"x": "input", "mask": "padding.mask", "lengths": "padding.lengths.values", "weights": "sample_weights"}
 

@@ -40,6 +40,11 @@ WATCHES = ("WatchActivity", "WatchRunningStats")
 # browser shows can send requests to this machine, and cannot know a token.
 WRITES = ("CreateSnapshot", "RestoreSnapshot", "DeleteSnapshot", "UpdateNormalizer")
 
+# A comparison over HTTP shows so many features: as JSON, a million would keep the GIL from all other calls for seconds.
+MAX_FEATURES = 10_000
+# A larger answer is read on a thread.
+_LARGE_BYTES = 1 << 20
+
 # A page is told of changes no more often than this: drawing takes longer.
 _APART_SECONDS = 0.1
 
@@ -89,7 +94,12 @@ class Gateway:
             Refused: it ended with an error.
         """
         async with self._let_in(method, receive, authorization, caller) as (call, request):
-            reply: Message = await getattr(self._service, method)(request, None)
+            if isinstance(request, pb.CompareSnapshotsRequest) and (not request.limit or request.limit > MAX_FEATURES):
+                request.limit = MAX_FEATURES
+            reply = await getattr(self._service, method)(request, None)
+            if isinstance(reply, bytes) and len(reply) > _LARGE_BYTES:
+                reply = await asyncio.to_thread(_read, method, reply)
+            reply = _read(method, reply)
             audit.tell(call, request, reply)
             return reply
 

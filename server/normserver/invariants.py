@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from normcore.errors import NormcoreError
 from normcore.moments import ROWS, Moments, broken
+from normcore.running import Running
 from normserver import codec
 from normserver.errors import InvalidArgument
 from normserver.names import PRODUCER_ID_BYTES, check_name, check_tag
 from normserver.producers import WINDOW
+from normserver.records import PIECE_FEATURES, rows
 from normstats.specs import InvalidSpec, RunningSpec, Spec
 from normstats.v1 import resources_pb2 as pb
 from normstats.wire import spec as spec_wire
@@ -42,16 +44,21 @@ class Violation(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a normalizer's snapshots are held against: its version, and its features where it keeps statistics."""
+    """What statistics are held against: the version, spec and counts of their normalizer or snapshot.
+
+    `spec` is None where it cannot be read.
+    """
 
     version: int
-    num_features: int | None
+    spec: Spec | None
+    num_rows: float
+    num_batches: int
 
 
 def of_normalizer(
-    name: str, spec: bytes, version: int, running: bytes | None, times: Sequence[float]
+    name: str, spec: bytes, parameters: bytes | None, version: int, times: Sequence[float]
 ) -> Iterator[Violation]:
-    """What does not hold of a normalizer: its name, spec, version and statistics, and its times in seconds."""
+    """What does not hold of a normalizer: its name, spec, parameters and version, and its times in seconds."""
     subject = ("normalizer", name)
     yield from _of_name(subject, name)
     yield from _of_version(subject, version)
@@ -61,27 +68,26 @@ def of_normalizer(
     except (InvalidSpec, DecodeError) as error:
         yield Violation(*subject, "spec", f"cannot be read: {error}")
         return
-    if not isinstance(decoded, RunningSpec):
-        if running is not None:
-            yield Violation(*subject, "running", f"is there; expected none of {type(decoded).__name__}")
-    elif running is None:
-        yield Violation(*subject, "running", f"is missing; expected {decoded.num_features} features")
-    else:
-        yield from _of_running(subject, running, decoded.num_features)
-
-
-def kept_by(spec: bytes, version: int) -> Kept:
-    """What the snapshots of a normalizer are held against; any number of features, where its spec cannot be read."""
+    if parameters is None:
+        return
     try:
-        decoded = spec_of(spec)
+        whole = spec_wire.from_proto(pb.Spec.FromString(parameters))
+    except (InvalidSpec, DecodeError) as error:
+        yield Violation(*subject, "parameters", f"cannot be read: {error}")
+        return
+    if not whole.same_structure(decoded):
+        yield Violation(*subject, "parameters", f"are of another {type(whole).__name__}; expected those of the spec")
+
+
+def kept_by(spec: bytes, version: int, num_rows: float, num_batches: int) -> Kept:
+    """What the statistics and snapshots of a normalizer are held against."""
+    try:
+        return Kept(version, spec_of(spec), num_rows, num_batches)
     except (InvalidSpec, DecodeError):
-        return Kept(version, None)
-    return Kept(version, decoded.num_features if isinstance(decoded, RunningSpec) else None)
+        return Kept(version, None, num_rows, num_batches)
 
 
-def of_snapshot(
-    normalizer: str, tag: str, version: int, running: bytes, created_at: float, kept: Kept | None
-) -> Iterator[Violation]:
+def of_snapshot(normalizer: str, tag: str, version: int, created_at: float, kept: Kept | None) -> Iterator[Violation]:
     """What does not hold of a snapshot, whose normalizer is `kept`; None if there is none."""
     subject = ("snapshot", f"{normalizer}@{tag}")
     try:
@@ -95,7 +101,42 @@ def of_snapshot(
         return
     if version > kept.version:
         yield Violation(*subject, "version", f"is {version}; expected at most its normalizer's, {kept.version}")
-    yield from _of_running(subject, running, kept.num_features)
+
+
+def of_statistics(
+    normalizer: str, tag: str, pieces: Iterable[tuple[int, bytes]], kept: Kept | None
+) -> Iterator[Violation]:
+    """What does not hold of statistics: pieces of bytes, each with its first feature, in order. No piece: nothing seen.
+
+    `kept` is what their normalizer or snapshot says; None if there is none.
+    """
+    subject = ("snapshot", f"{normalizer}@{tag}") if tag else ("normalizer", normalizer)
+    if kept is None:
+        yield Violation(*subject, "running", "is there; expected a normalizer or snapshot that it belongs to")
+        return
+    if kept.spec is None:
+        return
+    width = kept.spec.num_features if isinstance(kept.spec, RunningSpec) else 0
+    expected, num_rows, num_batches = 0, 0.0, 0
+    for start, data in pieces:
+        if not width:
+            yield Violation(*subject, "running", f"is there; expected none of {type(kept.spec).__name__}")
+            return
+        if start != expected or start >= width:
+            yield Violation(*subject, "running", f"has a piece at {start!r}; expected one at {expected} of {width}")
+            return
+        found = yield from _of_piece(subject, data, start, min(PIECE_FEATURES, width - start))
+        if found is None:
+            return
+        expected += PIECE_FEATURES
+        num_rows, num_batches = max(num_rows, rows(found)), found.num_batches
+    if expected < width and (expected or kept.num_rows or kept.num_batches):
+        yield Violation(*subject, "running", f"is missing from feature {expected} on; expected {width} features")
+        return
+    if kept.num_rows != num_rows:
+        yield Violation(*subject, "num_rows", f"is {kept.num_rows!r}; expected {num_rows!r}, as its statistics")
+    if kept.num_batches != num_batches:
+        yield Violation(*subject, "num_batches", f"is {kept.num_batches!r}; expected {num_batches}, as its statistics")
 
 
 def of_window(identity: str, producer_id: bytes, highest: int, seen: bytes, used_at: float) -> Iterator[Violation]:
@@ -145,21 +186,23 @@ def _of_times(subject: tuple[str, str], times: Sequence[float]) -> Iterator[Viol
             yield Violation(*subject, "time", f"is {time!r}; expected seconds, finite")
 
 
-def _of_running(subject: tuple[str, str], data: bytes, num_features: int | None) -> Iterator[Violation]:
-    """What does not hold of running statistics, of any number of features if None is given."""
+def _of_piece(
+    subject: tuple[str, str], data: bytes, start: int, width: int
+) -> Generator[Violation, None, Running | None]:
+    """What does not hold of a piece of running statistics; returns it, if it can be read."""
     try:
         message = pb.RunningState.FromString(data)
     except DecodeError as error:
         yield Violation(*subject, "running", f"cannot be read: {error}")
-        return
-    if num_features is None:
-        num_features = len(message.moments.mean) // 8
+        return None
     try:
-        codec.decode_running(message, num_features, "running")
+        return codec.decode_running(message, width, "running")
     except InvalidArgument as error:
-        yield from list(_of_features(subject, message, num_features)) or [_told(subject, error)]
+        for one in list(_of_features(subject, message, width)) or [_told(subject, error)]:
+            yield one if one.feature is None else one._replace(feature=start + one.feature)
     except NormcoreError as error:
         yield Violation(*subject, "running", f"cannot be read: {error}")
+    return None
 
 
 def _of_features(subject: tuple[str, str], message: pb.RunningState, num_features: int) -> Iterator[Violation]:

@@ -9,17 +9,18 @@ from torch import Tensor
 from normcore.errors import NormcoreError, NothingSeen
 from normcore.running import Estimate, Running
 from normserver import engine, validate
+from normserver.bounded import Bounded
 from normserver.compute import Compute
 from normserver.engine import Mode, Plan, Resolved
 from normserver.errors import FailedPrecondition, InvalidArgument, from_engine, keeps_no_statistics
 from normserver.normalizers import Normalizers
 from normserver.published import Published
-from normserver.records import Record, policy_of, start
+from normserver.records import Record, policy_of, start, stored_bytes
 from normserver.validate import Wanted
 from normstats import specs
 
-# Plans that are remembered, with their statistics.
-_REMEMBERED = 256
+# Plans that are remembered, and what they and what they were made of may take.
+_REMEMBERED, _REMEMBERED_BYTES = 256, 128 << 20
 
 
 class _Target(NamedTuple):
@@ -38,7 +39,9 @@ class Planner:
         self._published = published
         self._normalizers = normalizers
         self._compute = compute
-        self._remembered: dict[tuple[object, Mode | None, bool], tuple[Record | specs.Spec, Resolved]] = {}
+        self._remembered: Bounded[tuple[object, Mode | None, bool], tuple[Record | specs.Spec, Resolved]] = Bounded(
+            _REMEMBERED, _REMEMBERED_BYTES
+        )
 
     async def resolve(self, wanted: Wanted, *, style: Tensor | None = None) -> Resolved:
         """Find the spec and the statistics that are wanted.
@@ -55,9 +58,8 @@ class Planner:
         target = await self._target(wanted)
         resolved = await self._plan(wanted, target, None)
         if isinstance(target.source, Record) or validate.is_remembered(target.source):
-            if len(self._remembered) >= _REMEMBERED:
-                self._remembered.clear()
-            self._remembered[_key(wanted)] = target.source, resolved
+            size_bytes = stored_bytes(target.spec) + resolved.plan.size_bytes
+            self._remembered.put(_key(wanted), (target.source, resolved), size_bytes)
         return resolved
 
     def at_hand(self, wanted: Wanted) -> Resolved | None:
@@ -90,12 +92,9 @@ class Planner:
     async def _target(self, wanted: Wanted) -> _Target:
         if not isinstance(wanted.target, str):
             return _target_of(wanted.target)
-        record = await self._published.get(wanted.target)
         if not wanted.snapshot:
-            return _target_of(record)
-        record.statistics()
-        snapshot = await self._normalizers.snapshot(record.name, wanted.snapshot)
-        return _Target(record, record.spec, snapshot.running, snapshot.version)
+            return _target_of(await self._published.get(wanted.target))
+        return _target_of(await self._normalizers.snapshot(wanted.target, wanted.snapshot))
 
     async def _style(self, spec: specs.Spec, name: str, style: Tensor | None) -> tuple[Tensor, Tensor] | None:
         if not isinstance(spec, specs.AdaptiveInstanceNorm):
@@ -137,7 +136,7 @@ def _mode(wanted: Wanted, spec: specs.Spec, running: Running | None) -> Mode:
     if wanted.mode is not None:
         return wanted.mode
     named = isinstance(wanted.target, str)
-    seeded = running is not None and bool(running.moments.count.any())
+    seeded = running is not None and not running.is_empty
     return Mode.EVAL if named or seeded else Mode.BATCH
 
 

@@ -8,18 +8,19 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+from normserver import slices
 from normserver.activity.changes import Changes
 from normserver.errors import Unavailable, no_such_normalizer
-from normserver.records import Record
-from normserver.store.base import Transaction
+from normserver.records import FEATURE_BYTES, PIECE_FEATURES, Initial, Record, parameter_bytes, width_of
 from normserver.store_thread import StoreThread
 
 # How old an answer may be where other servers write to the same store, should their notifications be lost.
 MAX_AGE_SECONDS = 1.0
 # How many normalizers are kept at hand; others are read again when they are asked for.
 CAPACITY = 10_000
+# What their statistics, their parameters and what watchers are sent may take together. The newest is always kept.
+CAPACITY_BYTES = 512 << 20
 
 
 @dataclass(slots=True)
@@ -28,14 +29,31 @@ class _Entry:
     read_at: float
     serialized: bytes = b""
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory, give or take a kilobyte."""
+        running, spec = self.record.running, self.record.spec
+        held = 0 if running is None or isinstance(running, Initial) else FEATURE_BYTES * width_of(spec)
+        return held + parameter_bytes(spec) + len(self.serialized)
+
 
 class Published:
     """The newest committed records, loaded when first asked for. Lives on the event loop."""
 
-    def __init__(self, store: StoreThread, changes: Changes, *, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        store: StoreThread,
+        changes: Changes,
+        *,
+        capacity: int = CAPACITY,
+        capacity_bytes: int = CAPACITY_BYTES,
+    ) -> None:
         self._store = store
         self._changed = changes
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._held_bytes = 0
+        self._serializing = asyncio.Lock()
         self._max_age = MAX_AGE_SECONDS if store.shared else math.inf
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._wanted: dict[str, asyncio.Future[Record]] = {}
@@ -67,13 +85,22 @@ class Published:
         """Those of some normalizers that are in memory, however old."""
         return {name: entry.record for name in names if (entry := self._entries.get(name)) is not None}
 
-    def serialized(self, record: Record, serialize: Callable[[Record], bytes]) -> bytes:
-        """What all watchers of a record are sent, made once while it is the newest."""
+    async def serialized(self, record: Record, serialize: Callable[[Record], bytes]) -> bytes:
+        """What all watchers of a record are sent, made once while it is the newest; of a wide one on a thread."""
+        if width_of(record.spec) <= PIECE_FEATURES:
+            return self._told(record) or self._tells(record, serialize(record))
+        async with self._serializing:  # one at a time: those who wait for the same are told the same
+            return self._told(record) or self._tells(record, await asyncio.to_thread(serialize, record))
+
+    def _told(self, record: Record) -> bytes:
         entry = self._entries.get(record.name)
-        if entry is None or entry.record is not record:
-            return serialize(record)
-        entry.serialized = entry.serialized or serialize(record)
-        return entry.serialized
+        return b"" if entry is None or entry.record is not record else entry.serialized
+
+    def _tells(self, record: Record, serialized: bytes) -> bytes:
+        entry = self._entries.get(record.name)
+        if entry is not None and entry.record is record:
+            self._put(record.name, _Entry(record, entry.read_at, serialized))
+        return serialized
 
     def publish(self, records: Iterable[Record]) -> None:
         """Make committed records the ones that are read, and wake their watchers."""
@@ -119,8 +146,7 @@ class Published:
             wanted, self._wanted = self._wanted, {}
             read_at = self._now()
             try:
-                names = tuple(wanted)
-                found = await self._store.run(partial(_records, names=names))
+                found = await slices.records(self._store, tuple(wanted))
             except Exception as error:  # whoever waits is told
                 for future in wanted.values():
                     _fail(future, error)
@@ -129,7 +155,7 @@ class Published:
                 if name in found:
                     future.set_result(self._keep(found[name], read_at))
                 else:
-                    self._entries.pop(name, None)
+                    self._drop(name)
                     self._changed.forget(name)
                     _fail(future, no_such_normalizer(name))
         self._loader = None
@@ -143,15 +169,25 @@ class Published:
             if known.record.version == record.version:
                 record = known.record
         serialized = known.serialized if known is not None and known.record is record else b""
-        self._entries[record.name] = _Entry(record, self._now() if read_at is None else read_at, serialized)
-        self._entries.move_to_end(record.name)
+        self._put(record.name, _Entry(record, self._now() if read_at is None else read_at, serialized))
         self._changed.note(record)
-        if len(self._entries) > self._capacity:
-            self._entries.popitem(last=False)
         return record
 
+    def _put(self, name: str, entry: _Entry) -> None:
+        self._drop(name)
+        self._entries[name] = entry
+        self._held_bytes += entry.size_bytes
+        while len(self._entries) > 1 and (
+            len(self._entries) > self._capacity or self._held_bytes > self._capacity_bytes
+        ):
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, name: str) -> None:
+        if (entry := self._entries.pop(name, None)) is not None:
+            self._held_bytes -= entry.size_bytes
+
     def _forget(self, name: str) -> None:
-        self._entries.pop(name, None)
+        self._drop(name)
         self._wake(name)
 
     def _wake(self, name: str) -> None:
@@ -160,10 +196,6 @@ class Published:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _records(transaction: Transaction, *, names: Sequence[str]) -> dict[str, Record]:
-    return transaction.records(names)
 
 
 def _fail(future: asyncio.Future[Record], error: Exception) -> None:

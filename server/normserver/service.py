@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
@@ -12,12 +13,14 @@ from normserver.access.grants import Scope
 from normserver.activity.activity import MAX_SECONDS, Activity
 from normserver.backups import Backups
 from normserver.chunks import Chunks
+from normserver.comparing import Comparing
 from normserver.contributing import Contributing
 from normserver.errors import InvalidArgument
 from normserver.normalizers import Normalizers
 from normserver.normalizing import Normalizing
 from normserver.placement import Placement
 from normserver.published import Published
+from normserver.records import PIECE_FEATURES, width_of
 from normserver.rounds.groups import Groups
 from normserver.sessions import Sessions
 from normserver.shared_memory import SharedMemory
@@ -40,6 +43,7 @@ class NormalizationService(NormalizationServiceServicer):
         self,
         published: Published,
         normalizers: Normalizers,
+        comparing: Comparing,
         normalizing: Normalizing,
         contributing: Contributing,
         groups: Groups,
@@ -52,6 +56,7 @@ class NormalizationService(NormalizationServiceServicer):
     ) -> None:
         self._published = published
         self._normalizers = normalizers
+        self._comparing = comparing
         self._normalizing = normalizing
         self._contributing = contributing
         self._groups = groups
@@ -115,19 +120,22 @@ class NormalizationService(NormalizationServiceServicer):
         """Rounds."""
         return self._groups.synchronize(request_iterator)
 
-    async def GetRunningStats(self, request: pb.GetRunningStatsRequest, context: Context) -> pb.GetRunningStatsResponse:
+    async def GetRunningStats(self, request: pb.GetRunningStatsRequest, context: Context) -> Any:
         """Statistics now, or a snapshot's."""
-        record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
+        name = names.check_name(request.normalizer, "normalizer")
         if request.snapshot:
-            kept = await self._normalizers.snapshot(record.name, names.check_tag(request.snapshot, "snapshot"))
-            record = replies.at_snapshot(record, kept)
-        return pb.GetRunningStatsResponse(stats=replies.stats(record, include_state=request.include_state))
+            record = await self._normalizers.snapshot(name, names.check_tag(request.snapshot, "snapshot"))
+        else:
+            record = await self._published.get(name)
+        if width_of(record.spec) <= PIECE_FEATURES:
+            return replies.got_stats(record, include_state=request.include_state)
+        return await asyncio.to_thread(replies.got_stats, record, include_state=request.include_state)
 
     async def WatchRunningStats(self, request: pb.WatchRunningStatsRequest, context: Context) -> AsyncIterator[Any]:
         """Statistics now, and whenever they change."""
         record = await self._published.get(names.check_name(request.normalizer, "normalizer"))
         while True:
-            yield self._published.serialized(record, replies.watched)
+            yield await self._published.serialized(record, replies.watched)
             record = await self._published.changed(record)
 
     async def GetDevice(self, request: pb.GetDeviceRequest, context: Context) -> pb.GetDeviceResponse:
@@ -162,32 +170,28 @@ class NormalizationService(NormalizationServiceServicer):
         name = names.check_name(request.name, "name")
         spec = validate.spec(request.spec, "spec")
         running = validate.state(request.state, spec, "state") if request.HasField("state") else None
-        caller = calls.identity()
-        record, created = await self._normalizers.create(
-            name,
-            spec,
-            exist_ok=request.exist_ok,
-            running=running,
-            most=caller.limits.normalizers,
-            prefixes=caller.prefixes(Scope.WRITE),
+        head, created = await self._normalizers.create(
+            name, spec, exist_ok=request.exist_ok, running=running, caller=calls.identity()
         )
-        return pb.CreateNormalizerResponse(normalizer=replies.normalizer(record), created=created)
+        return pb.CreateNormalizerResponse(normalizer=replies.normalizer(head), created=created)
 
     async def GetNormalizer(self, request: pb.GetNormalizerRequest, context: Context) -> pb.GetNormalizerResponse:
         """One normalizer."""
-        record = await self._normalizers.get(names.check_name(request.name, "name"))
-        return pb.GetNormalizerResponse(normalizer=replies.normalizer(record))
+        head = await self._normalizers.get(names.check_name(request.name, "name"))
+        return pb.GetNormalizerResponse(normalizer=replies.normalizer(head))
 
     async def ListNormalizers(self, request: pb.ListNormalizersRequest, context: Context) -> pb.ListNormalizersResponse:
         """A page of normalizers."""
         size, after = pages.asked(request.page_size, request.page_token)
         prefix = names.check_prefix(request.prefix, "prefix")
         contains = names.check_prefix(request.contains, "contains", expected="a part of a name")
-        found, total = await self._normalizers.page(prefix, contains, after, size + 1)
+        found = []
+        async for some in self._normalizers.page(prefix, contains, after, size + 1):
+            found += [replies.normalizer(head) for head in some]
         return pb.ListNormalizersResponse(
-            normalizers=[replies.normalizer(record, parameters=False) for record in found[:size]],
-            next_page_token=pages.next_token([record.name for record in found], size),
-            total_count=total,
+            normalizers=found[:size],
+            next_page_token=pages.next_token([one.name for one in found], size),
+            total_count=await self._normalizers.count(prefix, contains),
         )
 
     async def UpdateNormalizer(
@@ -195,13 +199,14 @@ class NormalizationService(NormalizationServiceServicer):
     ) -> pb.UpdateNormalizerResponse:
         """Set affine parameters, freeze, thaw, reset."""
         name = names.check_name(request.name, "name")
-        record = await self._normalizers.change(
+        head = await self._normalizers.change(
             name,
             spec=lambda spec: validate.affine(spec, request),
             frozen=request.frozen if request.HasField("frozen") else None,
             reset=request.reset,
+            caller=calls.identity(),
         )
-        return pb.UpdateNormalizerResponse(normalizer=replies.normalizer(record))
+        return pb.UpdateNormalizerResponse(normalizer=replies.normalizer(head))
 
     async def DeleteNormalizer(
         self, request: pb.DeleteNormalizerRequest, context: Context
@@ -214,7 +219,9 @@ class NormalizationService(NormalizationServiceServicer):
         """Keep the present statistics under a tag."""
         if request.keep_last < 0:
             raise InvalidArgument("keep_last", f"is {request.keep_last}; expected at least 0")
-        kept = await self._normalizers.keep(*_snapshot_of(request), keep_last=request.keep_last)
+        kept = await self._normalizers.keep(
+            *_snapshot_of(request), keep_last=request.keep_last, caller=calls.identity()
+        )
         return pb.CreateSnapshotResponse(snapshot=replies.snapshot(kept))
 
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Context) -> pb.ListSnapshotsResponse:
@@ -229,26 +236,22 @@ class NormalizationService(NormalizationServiceServicer):
 
     async def RestoreSnapshot(self, request: pb.RestoreSnapshotRequest, context: Context) -> pb.RestoreSnapshotResponse:
         """Make a snapshot's statistics the present ones."""
-        record = await self._normalizers.restore(*_snapshot_of(request))
-        return pb.RestoreSnapshotResponse(normalizer=replies.normalizer(record))
+        head = await self._normalizers.restore(*_snapshot_of(request))
+        return pb.RestoreSnapshotResponse(normalizer=replies.normalizer(head))
 
     async def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: Context) -> pb.DeleteSnapshotResponse:
         """Delete a snapshot."""
         await self._normalizers.drop(*_snapshot_of(request))
         return pb.DeleteSnapshotResponse()
 
-    async def CompareSnapshots(
-        self, request: pb.CompareSnapshotsRequest, context: Context
-    ) -> pb.CompareSnapshotsResponse:
+    async def CompareSnapshots(self, request: pb.CompareSnapshotsRequest, context: Context) -> Any:
         """Drift per feature."""
         name = names.check_name(request.normalizer, "normalizer")
         base = names.check_tag(request.base_tag, "base_tag")
         tag = names.check_tag(request.tag, "tag") if request.tag else ""
         if request.limit < 0:
             raise InvalidArgument("limit", f"is {request.limit}; expected at least 0")
-        moved, base_version, version = await self._normalizers.compare(name, base, tag)
-        features = replies.drift(moved, request.limit)
-        return pb.CompareSnapshotsResponse(features=features, base_version=base_version, version=version)
+        return await self._comparing.compare(name, base, tag, request.limit)
 
     def BackUp(self, request: pb.BackUpRequest, context: Context) -> AsyncIterator[pb.BackUpResponse]:
         """The whole store."""

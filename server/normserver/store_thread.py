@@ -30,6 +30,7 @@ class StoreThread:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store", initializer=torch_threads(1))
+        self._reading = asyncio.Lock()
         self.up = False
 
     async def open(self, *, must_exist: bool = False) -> bool:
@@ -57,6 +58,15 @@ class StoreThread:
             log.info("store is back")
         self.up = True
         return result
+
+    async def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work`, which only reads and takes milliseconds. One at a time: a commit waits for one of these at most.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        async with self._reading:
+            return await self.run(work)
 
     async def copy(self) -> Path:
         """A copy of the whole store as of one commit, in a file that is the caller's to delete. One at a time.

@@ -23,7 +23,7 @@ def test_a_new_token_is_known_by_the_file_that_it_is_added_to(tmp_path: Path) ->
     file = tmp_path / "credentials.toml"
     made = [
         json.loads(run("new", "--scope", "write", "--prefix", "robot/", "--prefix", "arm/", "--name", "robots",
-                       "--calls-per-second", "50", "--producers", "9", "--file", str(file), "--json")),
+                       "--calls-per-second", "50", "--producers-per-hour", "9", "--file", str(file), "--json")),
         json.loads(run("new", "--scope", "read", "--days", "30", "--file", str(file), "--json")),
     ]  # fmt: skip
     text = file.read_text()
@@ -33,7 +33,7 @@ def test_a_new_token_is_known_by_the_file_that_it_is_added_to(tmp_path: Path) ->
     robots, reader = (identities.with_token(one["token"]) for one in made)
     assert robots is not None
     assert robots.name == "robots"
-    assert robots.limits == Limits(calls_per_second=50, producers=9)
+    assert robots.limits == Limits(calls_per_second=50, producers_per_hour=9)
     assert [robots.may(Need(Scope.WRITE, name)) for name in ("robot/a", "arm/a", "leg/a")] == [True, True, False]
     assert reader is not None
     assert reader.may(Need(Scope.READ, "anything"))

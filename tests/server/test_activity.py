@@ -130,12 +130,16 @@ def test_a_version_is_summed_up_by_the_quartiles_over_its_features(features: int
 
 def test_what_changed_last_comes_first_and_what_was_deleted_is_gone() -> None:
     changes = Changes(capacity=3)
-    for index, name in enumerate("abcd"):
-        changes.note(Record(name, specs.LayerNorm(1), 1, None, frozen=False, created_at=0, updated_at=index))
+    records = [
+        Record(name, specs.LayerNorm(1), 1, None, frozen=False, created_at=0, updated_at=index)
+        for index, name in enumerate("abcd")
+    ]
+    for record in records:
+        changes.note(record)
     changes.forget("c")
     assert [one.name for one in changes.last(everything, 10)] == ["d", "b"]
     assert [one.name for one in changes.take(10)] == ["b", "d"]
-    changes.note(changes.last(everything, 1)[0])
+    changes.note(records[-1])
     assert changes.take(10) == [], "it is what it was"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from normcore import MomentsStack, Running, moments_of
 from normserver.contributions import Contributed, Contribution, Decision, Outcome, Submission, decide
-from normserver.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
+from normserver.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, ResourceExhausted
 from normserver.producers import WINDOW, Producer, Window
 from normserver.records import Record, policy_of
 from normstats import specs
@@ -149,3 +149,28 @@ def test_a_state_from_the_future_still_learns() -> None:
     first = decide({"n": record(spec=spec)}, {}, [submission(A, 1, contribution([0.0]))], NOW + 1e9).records[0]
     (after,) = decided([first], submission(A, 2, contribution([3.0]))).records
     assert mean_of(after) == 1.5
+
+
+def test_a_payers_budget_bounds_its_new_producers_alone() -> None:
+    def asked(number: int, payer: str, sequence: int = 1, *, name: str = "n") -> Submission:
+        producer = Producer(payer, bytes([number]) * 16)
+        return Submission(producer, sequence, (contribution([1.0], name=name),), payer=payer)
+
+    known = {Producer("a", bytes([9]) * 16): Window(1, 1)}
+    submissions = [
+        asked(9, "a", 2),
+        asked(0, "a", name="nobody"),
+        asked(1, "a"),
+        asked(1, "a", 2),
+        asked(2, "a"),
+        asked(3, "a"),
+        asked(9, "a", 3),
+        asked(4, "free"),
+    ]
+    decision = decide({"n": record()}, known, submissions, NOW, budgets={"a": 2})
+    refused = {index: one for index, one in enumerate(decision.outcomes) if not isinstance(one, Outcome)}
+    assert [type(one) for one in refused.values()] == [NotFound, ResourceExhausted]
+    assert list(refused) == [1, 5], "what is wrong anyway takes nothing of the budget, and what is known nothing either"
+    assert getattr(refused[5], "reason", "") == "PRODUCER_QUOTA"
+    assert decision.new_producers == {"a": 2}
+    assert Producer("a", bytes([3]) * 16) not in decision.windows

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -20,10 +20,10 @@ from google.protobuf.message import Message
 
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
-from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
 from normstats.wire import spec as spec_wire
-from tests.certificates import Authority
+from tests import identities
 from tests.contract import contribution, described, moments_message, told_by, update
+from tests.identities import Caller, Site, stanza
 from tests.server_process import ServerProcess
 
 METHODS = {method.name for method in pb.DESCRIPTOR.services_by_name["NormalizationService"].methods}
@@ -35,81 +35,13 @@ FIRST, SECOND = b"first-of-members", b"other-of-members"
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 SEQUENCES = (1, 2, 3, 4, 1000, 2**40)
 
-Metadata = Sequence[tuple[str, str]]
-
-
-class Caller(NamedTuple):
-    """An identity's channel, and what its calls bring."""
-
-    channel: grpc.Channel
-    metadata: Metadata
-
-    @property
-    def stub(self) -> NormalizationServiceStub:
-        return NormalizationServiceStub(self.channel)
-
-    def ask(self, method: str, request: Message) -> Any:
-        return getattr(self.stub, method)(request, metadata=self.metadata, timeout=30)
-
-    def send(self, method: str, *requests: Message) -> tuple[list[Any], grpc.StatusCode]:
-        """Call a method of any kind; all its answers, as far as they come within a second, and its code."""
-        path = f"/{pb.DESCRIPTOR.services_by_name['NormalizationService'].full_name}/{method}"
-        output = pb.DESCRIPTOR.services_by_name["NormalizationService"].methods_by_name[method].output_type.name
-        call = self.channel.stream_stream(path, lambda one: one.SerializeToString(), getattr(pb, output).FromString)
-        answers: list[Any] = []
-        try:
-            answers.extend(call(iter(requests), metadata=self.metadata, timeout=1))
-        except grpc.RpcError as error:
-            return answers, error.code()
-        return answers, grpc.StatusCode.OK
-
-
-class Site(NamedTuple):
-    """A server with an identity that is attacked and one that attacks."""
-
-    server: ServerProcess
-    authority: Authority
-    victim: Caller
-    attacker: Caller
-    mtls: bool
-
-
-def _stanza(name: str, grants: str) -> str:
-    token = hashlib.sha256(name.encode()).hexdigest()
-    return (
-        f'[[identity]]\nname = "{name}"\ngrants = [{grants}]\n'
-        f'tokens = ["sha256:{token}"]\ncertificates = ["{name}.example"]\n'
-    )
-
 
 @pytest.fixture(scope="module", params=["TLS", "mTLS"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    authority, mtls = Authority(folder), request.param == "mTLS"
-    pair = authority.issue("server", "127.0.0.1", "localhost")
-    file = folder / "credentials.toml"
-    file.write_text(
-        _stanza("victim", '{ scope = "admin", prefix = "victim/" }')
-        + _stanza("attacker", '{ scope = "admin", prefix = "evil/" }, { scope = "read", prefix = "victim/" }')
-    )
-    flags = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key), "--credentials", str(file)]
-    if mtls:
-        flags += ["--tls-client-ca", str(authority.path)]
-    server = ServerProcess(folder, *flags).start()
-
-    def caller(name: str) -> Caller:
-        own = authority.issue(f"caller-{name}", f"{name}.example") if mtls else None
-        secrets = own and own.key.read_bytes(), own and own.certificate.read_bytes()
-        channel = grpc.secure_channel(
-            server.target, grpc.ssl_channel_credentials(authority.path.read_bytes(), *secrets)
-        )
-        return Caller(channel, () if mtls else (("authorization", f"Bearer {name}"),))
-
-    found = Site(server, authority, caller("victim"), caller("attacker"), mtls)
-    yield found
-    found.victim.channel.close()
-    found.attacker.channel.close()
-    server.stop()
+    both = '{ scope = "admin", prefix = "evil/" }, { scope = "read", prefix = "victim/" }'
+    lines = {"victim": 'grants = [{ scope = "admin", prefix = "victim/" }]', "attacker": f"grants = [{both}]"}
+    with identities.site(tmp_path_factory.mktemp(request.param), lines, mtls=request.param == "mTLS") as found:
+        yield found
 
 
 class Member:
@@ -251,7 +183,7 @@ def test_every_rpc_is_tried() -> None:
 
 
 def test_a_reader_disturbs_nothing_of_what_it_may_only_read(site: Site) -> None:
-    victim, attacker = site.victim, site.attacker
+    victim, attacker = site.callers.values()
     spec = spec_wire.to_proto(specs.Standardize(3))
     victim.ask("CreateNormalizer", pb.CreateNormalizerRequest(name=OBS, spec=spec))
     assert not victim.ask("UpdateRunningStats", update(OBS, X, producer=UNARY, sequence=1)).duplicate
@@ -327,8 +259,8 @@ def _page(site: Site, path: str) -> bytes:
 
 def test_members_of_two_identities_do_not_take_each_others_places(tmp_path: Path) -> None:
     file = tmp_path / "credentials.toml"
-    grants = '{ scope = "write", prefix = "shared/" }'
-    file.write_text(_stanza("one", grants) + _stanza("other", grants))
+    grants = 'grants = [{ scope = "write", prefix = "shared/" }]'
+    file.write_text(stanza("one", grants) + stanza("other", grants))
     server = ServerProcess(tmp_path, "--credentials", str(file)).start()
     try:
         with grpc.insecure_channel(server.target) as channel:

@@ -6,7 +6,6 @@ import sqlite3
 import struct
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from normcore.moments import moments_of
+from normcore.running import Running
 from normserver import invariants
 from normserver.app import open_store
 from normserver.producers import Producer, Verdict, Window
-from normserver.records import Record, SnapshotRecord, policy_of, start
+from normserver.records import Record, SnapshotHead, policy_of, start
 from normserver.store.reading import postgresql, sqlite_file
 from normserver.store.verifying import verify
 from normstats import specs
@@ -50,13 +50,14 @@ def fill(url: str) -> None:
         for name, spec in SPECS.items():
             running = start(spec)
             if name == "wide" and running is not None:
-                running = replace(running, count=torch.zeros(4, dtype=torch.float64))
+                running = Running(running.moments, torch.zeros(4, dtype=torch.float64))
             elif name != "nothing/seen" and running is not None:
                 policy = policy_of(spec)  # type: ignore[arg-type]
                 running = policy.compose(running, policy.of(moments_of(x, 1), 1700000000.0))
             transaction.insert(Record(name, spec, 2, running, False, 1.25, 1700000000.123457))
-        (a,) = transaction.records(["a"]).values()
-        transaction.insert_snapshot(SnapshotRecord("a", "monday", 2, a.statistics()[1], 1.5))
+        head = transaction.heads(["a"])["a"]
+        kept = SnapshotHead("a", "monday", 2, head.num_rows, head.num_batches, 1.5)
+        transaction.insert_snapshot(kept, head.spec, "anyone")
         transaction.put_windows({PRODUCER: Window().add(1).add(3)}, 1.0)
     store.close()
 
@@ -88,27 +89,62 @@ def test_what_a_server_writes_is_sound(path: Path) -> None:
         ("spec = x'ff'", "spec cannot be read: "),
         ("spec = x''", "spec cannot be read: kind is not given"),
         ("spec = 'text'", "spec cannot be read: "),
-        ("running = NULL", "running is missing; expected 3 features"),
-        ("running = x'ff'", "running cannot be read: "),
-        ("running = x''", "running.count has 0 bytes; expected 8 or 24 (float64)"),
-        ("running = (SELECT running FROM normalizers WHERE name = 'wide')", "running.count has 32 bytes; expected 8"),
-        ("name = 'no/'", "name is 'no/'; expected 1 to 200 letters"),
+        ("num_rows = 4", "num_rows is 4.0; expected 3.0, as its statistics"),
+        ("num_batches = 0", "num_batches is 0; expected 1, as its statistics"),
+        ("parameters = x'ff'", "parameters cannot be read: "),
+        (
+            "parameters = (SELECT spec FROM normalizers WHERE name = 'by/time')",
+            "parameters are of another Standardize; expected those of the spec",
+        ),
     ],
 )  # fmt: skip
 def test_what_sql_did_to_a_normalizer_is_found(path: Path, change: str, expected: str) -> None:
     violation = the_one_after(path, f"UPDATE normalizers SET {change} WHERE name = 'by/ema'")
-    assert violation.startswith(f"normalizer {'no/' if 'name =' in change[:6] else 'by/ema'}: {expected}")
+    assert violation.startswith(f"normalizer by/ema: {expected}")
 
 
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [
-        ("UPDATE normalizers SET running = x'' WHERE name = 'none'", "running is there; expected none of LayerNorm"),
+        ("UPDATE normalizers SET name = 'no/' WHERE name = 'none'", "name is 'no/'; expected 1 to 200 letters"),
+        (
+            "INSERT INTO statistics SELECT 'none', '', 0, running FROM statistics WHERE normalizer = 'wide'",
+            "normalizer none: running is there; expected none of LayerNorm",
+        ),
+        (
+            "INSERT INTO statistics SELECT 'nobody', '', 0, running FROM statistics WHERE normalizer = 'wide'",
+            "normalizer nobody: running is there; expected a normalizer or snapshot that it belongs to",
+        ),
+        (
+            "DELETE FROM statistics WHERE normalizer = 'by/ema'",
+            "normalizer by/ema: running is missing from feature 0 on; expected 3 features",
+        ),
+        (
+            "UPDATE statistics SET start = 1 WHERE normalizer = 'by/ema'",
+            "normalizer by/ema: running has a piece at 1; expected one at 0 of 3",
+        ),
+        ("UPDATE statistics SET running = x'ff' WHERE normalizer = 'by/ema'", "by/ema: running cannot be read: "),
+        (
+            "UPDATE statistics SET running = x'' WHERE normalizer = 'by/ema'",
+            "by/ema: running.count has 0 bytes; expected 8 or 24 (float64)",
+        ),
+        (
+            "UPDATE statistics SET running = (SELECT running FROM statistics WHERE normalizer = 'wide') "
+            "WHERE normalizer = 'by/ema'",
+            "by/ema: running.count has 32 bytes; expected 8",
+        ),
         ("UPDATE snapshots SET version = 3", "a@monday: version is 3; expected at most its normalizer's, 2"),
         ("UPDATE snapshots SET version = 0", "a@monday: version is 0; expected an integer, at least 1"),
-        ("UPDATE snapshots SET tag = 'a b'", "a@a b: tag is 'a b'; expected 1 to 100 letters"),
-        ("UPDATE snapshots SET running = x'00'", "a@monday: running cannot be read"),
-        ("UPDATE snapshots SET normalizer = 'b'", "b@monday: normalizer is 'b'; expected one that there is"),
+        (
+            "INSERT INTO snapshots SELECT 'a', 'a b', 1, 0, 0, created_at, '', 0 FROM snapshots",
+            "a@a b: tag is 'a b'; expected 1 to 100 letters",
+        ),
+        ("UPDATE statistics SET running = x'00' WHERE tag = 'monday'", "a@monday: running cannot be read"),
+        ("DELETE FROM snapshots", "a@monday: running is there; expected a normalizer or snapshot that it belongs to"),
+        (
+            "INSERT INTO snapshots SELECT 'b', tag, version, 0, 0, created_at, '', 0 FROM snapshots",
+            "b@monday: normalizer is 'b'; expected one that there is",
+        ),
         ("UPDATE producers SET highest = -1", "highest is -1; expected a sequence, at least 0"),
         ("UPDATE producers SET highest = 0", "seen has bit 0 set, which stands for 0"),
         ("UPDATE producers SET highest = 2", "seen has bit 2; expected none of sequences below 1"),
@@ -157,13 +193,14 @@ def both(*changes: Change) -> Change:
     return change
 
 
-def changed(path: Path, change: Change, table: str = "normalizers", key: str = "name") -> None:
+def changed(path: Path, change: Change, tag: str = "") -> None:
     """Change the statistics of "a", or of its snapshot."""
     with closing(sqlite3.connect(path)) as connection, connection:
-        ((data,),) = connection.execute(f"SELECT running FROM {table} WHERE {key} = 'a'")
+        ((data,),) = connection.execute("SELECT running FROM statistics WHERE normalizer = 'a' AND tag = ?", [tag])
         message = pb.RunningState.FromString(data)
         change(message)
-        connection.execute(f"UPDATE {table} SET running = ? WHERE {key} = 'a'", [message.SerializeToString()])
+        update = "UPDATE statistics SET running = ? WHERE normalizer = 'a' AND tag = ?"
+        connection.execute(update, [message.SerializeToString(), tag])
 
 
 NAN, INF = float("nan"), float("inf")
@@ -189,8 +226,7 @@ AND_ONE, AND_TWO = "; 1 more features likewise", "; 2 more features likewise"
     ],
 )  # fmt: skip
 def test_statistics_that_nothing_could_have_are_found(path: Path, kind: str, change: Change, expected: str) -> None:
-    table, key = {"normalizer a": ("normalizers", "name"), "snapshot a@monday": ("snapshots", "normalizer")}[kind]
-    changed(path, change, table, key)
+    changed(path, change, kind.partition("@")[2])
     assert told(path) == [f"{kind}: {expected}"]
 
 

@@ -10,10 +10,20 @@ import pytest
 import torch
 from sqlalchemy.engine import URL, make_url
 
-from normcore import Running
+from normcore import Moments, Running, moments_of
 from normserver.app import open_store
 from normserver.producers import Producer, Window
-from normserver.records import Lease, Record, SnapshotRecord, policy_of
+from normserver.records import (
+    PIECE_FEATURES,
+    Lease,
+    Record,
+    SnapshotHead,
+    Usage,
+    part,
+    policy_of,
+    start,
+    stored_bytes,
+)
 from normserver.store.base import Store, StoreError, StoreUnavailable
 from normserver.store.sqlite import SqliteStore
 from normstats import specs
@@ -44,7 +54,7 @@ def record(name: str, spec: specs.Spec | None = None) -> Record:
         running = policy_of(spec).seed(
             torch.tensor([1.0, 1e8 + 1 / 3]), torch.tensor([0.1, 2.0]), count=3, num_batches=2
         )
-    return Record(name, spec, 5, running, False, 1.25, 1700000000.123457)
+    return Record(name, spec, 5, running, False, 1.25, 1700000000.123457, creator="somebody")
 
 
 def same(one: Running | None, other: Running | None) -> bool:
@@ -70,6 +80,52 @@ def test_what_is_written_is_read_to_the_bit(store: Store, spec: specs.Spec) -> N
     assert same(read.running, written.running)
 
 
+@pytest.mark.parametrize("count", [7.0, None], ids=["one count", "a count a feature"])
+def test_wide_statistics_are_written_in_pieces_and_read_to_the_bit(store: Store, count: float | None) -> None:
+    width = 2 * PIECE_FEATURES + 5
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(7, width, dtype=torch.float64, generator=generator)
+    values = moments_of(x, 1).values
+    if count is None:
+        values[0, ::2] = 8
+    running = Running(Moments(values), values[0] if count is None else values[0, 0], 3)
+    written = Record("wide", specs.Standardize(width), 2, running, False, 1.0, 2.0)
+    with store.transaction() as transaction:
+        transaction.insert(replace(written, version=1, running=start(written.spec)))
+        assert transaction.piece("wide", "", 0) is None, "no room is taken before the first contribution"
+        transaction.advance((written,))
+        transaction.insert_snapshot(SnapshotHead("wide", "a", 2, 3.0, 2, 1.0), written.spec, "")
+        transaction.advance((replace(written, version=3, running=Running(moments_of(x + 1, 1), running.count, 3)),))
+        transaction.copy_statistics("wide", "a", "")
+    with store.transaction() as transaction:
+        read = transaction.records(("wide",))["wide"]
+        assert same(read.running, running)
+        assert len(transaction.piece("wide", "a", PIECE_FEATURES) or b"") < (1 << 20) + 64
+        transaction.clear_statistics("wide")
+        again = transaction.records(("wide",))["wide"].running
+        assert again is not None
+        assert again.is_empty
+    assert read.running is not None
+    for at in range(0, width, PIECE_FEATURES):
+        assert torch.equal(part(read.running, at).moments.mean, values[1, at : at + PIECE_FEATURES])
+
+
+def test_what_an_identity_has_made_is_counted_until_it_is_deleted(store: Store) -> None:
+    spec = specs.BatchNorm(2, weight=[1, 2])
+    size = stored_bytes(spec)
+    assert size == 2 * 8 + 2 * 64
+    with store.transaction() as transaction:
+        for creator, name in (("one", "a"), ("one", "b"), ("other", "c")):
+            transaction.insert(replace(record(name, spec), creator=creator))
+        assert (transaction.usage("one"), transaction.usage("nobody")) == (Usage(2, 2 * size), Usage(0, 0))
+        transaction.insert_snapshot(SnapshotHead("a", "x", 5, 3.0, 2, 2.5), spec, "other")
+        assert transaction.usage("other") == Usage(1, size + 128)
+        transaction.update(replace(record("b", spec.with_parameters(weight=None)), creator="one").head)
+        assert transaction.usage("one") == Usage(2, 2 * size - 16)
+        transaction.delete("a")
+        assert (transaction.usage("one"), transaction.usage("other")) == (Usage(1, size - 16), Usage(1, size))
+
+
 def test_a_block_that_fails_is_undone(store: Store) -> None:
     def fail() -> None:
         with store.transaction() as transaction:
@@ -90,7 +146,9 @@ def test_names_come_in_pages_and_by_prefix(store: Store) -> None:
         for name in reversed(names):
             transaction.insert(record(name))
     with store.transaction() as transaction:
-        assert [one.name for one in transaction.page("", "", 10)] == names
+        whole = transaction.page("", "", 10)
+        assert [one.name for one in whole] == names
+        assert whole[0] == record("a").head
         assert [one.name for one in transaction.page("", "a/b", 2)] == ["a/c", "ab"]
         assert [one.name for one in transaction.page("a/", "", 10)] == ["a/b", "a/c"]
         assert [one.name for one in transaction.page("zz", "", 10)] == ["zz"]
@@ -109,7 +167,9 @@ def test_windows_are_remembered_until_they_are_idle(store: Store) -> None:
     with store.transaction() as transaction:
         transaction.put_windows(changed, 20.0)
         assert transaction.windows(many) == many | changed
-        assert transaction.forget_producers(20.0) == len(many) - 1
+        assert transaction.forget_producers(10.0, 10_000) == 0
+        assert transaction.forget_producers(20.0, 2000) == 2000
+        assert transaction.forget_producers(20.0, 10_000) == len(many) - 2001
         assert transaction.windows(many) == changed
 
 
@@ -119,15 +179,14 @@ def test_snapshots_go_with_their_normalizer(store: Store) -> None:
     with store.transaction() as transaction:
         transaction.insert(one)
         for tag in ("y", "x"):
-            transaction.insert_snapshot(SnapshotRecord("a", tag, 5, one.running, 2.5))
+            transaction.insert_snapshot(SnapshotHead("a", tag, 5, 3.0, 2, 2.5), one.spec, "")
     with store.transaction() as transaction:
         assert [kept.tag for kept in transaction.snapshots("a", "", 10)] == ["x", "y"]
         assert [kept.tag for kept in transaction.snapshots("a", "x", 10)] == ["y"]
-        found = transaction.snapshot("a", "x")
-        assert found is not None
-        assert same(found.running, one.running)
+        assert transaction.snapshot("a", "x") == SnapshotHead("a", "x", 5, 3.0, 2, 2.5)
+        assert transaction.piece("a", "x", 0) == transaction.piece("a", "", 0) is not None
         transaction.delete_snapshot("a", "x")
-        assert transaction.snapshot("a", "x") is None
+        assert transaction.snapshot("a", "x") is transaction.piece("a", "x", 0) is None
         transaction.delete("a")
         transaction.insert(one)
         assert transaction.snapshots("a", "", 10) == []
@@ -139,7 +198,7 @@ def test_the_newest_snapshots_are_kept(store: Store) -> None:
     with store.transaction() as transaction:
         transaction.insert(one)
         for time, tag in enumerate(("z", "y", "x", "w")):
-            transaction.insert_snapshot(SnapshotRecord("a", tag, 5 + time, one.running, float(time)))
+            transaction.insert_snapshot(SnapshotHead("a", tag, 5 + time, 3.0, 2, float(time)), one.spec, "")
         assert transaction.oldest_tags("a", 4) == []
         assert transaction.oldest_tags("a", 2) == ["y", "z"]
 
@@ -224,5 +283,5 @@ def test_the_oldest_snapshots_are_those_of_the_oldest_versions(store: Store) -> 
     with store.transaction() as transaction:
         transaction.insert(one)
         for tag, version, created_at in (("old", 3, 100.0), ("new", 4, 50.0)):  # the clock stepped back between
-            transaction.insert_snapshot(SnapshotRecord("a", tag, version, one.running, created_at))
+            transaction.insert_snapshot(SnapshotHead("a", tag, version, 3.0, 2, created_at), one.spec, "")
         assert transaction.oldest_tags("a", 1) == ["old"]

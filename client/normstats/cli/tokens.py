@@ -44,8 +44,13 @@ def token() -> None:
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="For how long. Default: until it is deleted.")
 @click.option("--calls-per-second", type=click.FloatRange(min=0), help="How many calls it may make.")
 @click.option("--bytes-per-second", type=click.FloatRange(min=0), help="How much it may send.")
-@click.option("--normalizers", type=click.IntRange(min=0), help="How many normalizers may be below its prefixes.")
-@click.option("--producers", type=click.IntRange(min=0), help="How many producers it may contribute as.")
+@click.option("--normalizers", type=click.IntRange(min=0), help="How many normalizers it may have made.")
+@click.option(
+    "--stored-bytes", type=click.IntRange(min=0), help="What they and its snapshots may take: 64 bytes a feature."
+)
+@click.option(
+    "--producers-per-hour", type=click.IntRange(min=0), help="How many new producer ids it may bring in an hour."
+)
 @click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), help="Add it to this file of credentials, and make that."
 )

@@ -39,8 +39,9 @@ class _Identity(_Strict):
     expires: datetime | None = None
     calls_per_second: float = Field(0.0, ge=0)
     bytes_per_second: float = Field(0.0, ge=0)
-    normalizers: int = Field(0, ge=0)
-    producers: int = Field(0, ge=0)
+    normalizers: int | None = Field(None, ge=0)
+    stored_bytes: int | None = Field(None, ge=0)
+    producers_per_hour: int | None = Field(None, ge=0)
     max_calls: int = Field(0, ge=0)
     max_streams: int = Field(0, ge=0)
     max_connections: int = Field(0, ge=0)
@@ -180,7 +181,8 @@ def _identity(one: _Identity) -> Identity:
             one.calls_per_second,
             one.bytes_per_second,
             one.normalizers,
-            one.producers,
+            one.stored_bytes,
+            one.producers_per_hour,
             calls=one.max_calls,
             streams=one.max_streams,
             connections=one.max_connections,

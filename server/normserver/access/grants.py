@@ -40,12 +40,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an identity may take of a server; 0 is no limit, or, of the last four, the usual share."""
+    """What an identity may take of a server; 0 is no limit, or, of the last four, the usual share.
+
+    None is what the server allows everybody.
+    """
 
     calls_per_second: float = 0.0
     bytes_per_second: float = 0.0
-    normalizers: int = 0
-    producers: int = 0
+    normalizers: int | None = None
+    stored_bytes: int | None = None
+    producers_per_hour: int | None = None
     calls: int = 0
     streams: int = 0
     connections: int = 0

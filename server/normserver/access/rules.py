@@ -107,17 +107,3 @@ RULES: dict[str, Rule] = {f"{_PREFIX}{name}": rule for name, rule in _RULES.item
 def is_public(path: str) -> bool:
     """Whether a method is for everybody."""
     return path in _PUBLIC
-
-
-def producers_of(path: str, message: Any) -> Iterable[bytes]:
-    """The producers that a message contributes as; an empty one stands for none."""
-    match path.removeprefix(_PREFIX):
-        case "UpdateRunningStats":
-            return (message.producer_id,)
-        case "UpdateRunningStatsStream":
-            return (message.open.producer_id,)
-        case "Normalize":
-            return (message.message.producer_id,)
-        case "NormalizeMany" | "NormalizeManyStream":
-            return (one.message.producer_id for one in message.items)
-    return ()

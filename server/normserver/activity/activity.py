@@ -15,7 +15,7 @@ from normserver.activity.history import Histories, Point, point_of
 from normserver.activity.load import Load, Sampler
 from normserver.errors import Unavailable
 from normserver.metrics import Metrics
-from normserver.records import Record
+from normserver.records import Head, Record
 
 # How many seconds of load are remembered.
 MAX_SECONDS = 300
@@ -57,7 +57,7 @@ class Doing(NamedTuple):
     not_ready: str
     last_commit_at: float
     load: Sequence[Load]
-    normalizers: Sequence[tuple[Record, float]]
+    normalizers: Sequence[tuple[Head, float]]
     contributors: Sequence[tuple[Contributor, float]]
     rounds: Sequence[OpenRound]
 
@@ -128,7 +128,7 @@ class Activity:
             self._why_not_ready(),
             self._metrics.last_commit_at,
             list(self._load)[-seconds:],
-            [(record, contributors.rate(record.name, now)) for record in self._changes.last(wanted, limit)],
+            [(head, contributors.rate(head.name, now)) for head in self._changes.last(wanted, limit)],
             [(one, one.rate.at(now)) for one in contributors.last(wanted, limit)],
             sorted((one for one in self._open_rounds() if wanted(one.group)), key=lambda one: -one.waited_seconds)[
                 :limit

@@ -260,7 +260,11 @@ class Groups:
         end = loop.time() + terms.timeout_seconds
         contribution = Contribution(terms.normalizer, merged.moments, None, "part.moments")
         submission = Submission(
-            of_group(live.name, live.group.id), number, (contribution,), self.ownership.lease(live.name)
+            of_group(live.name, live.group.id),
+            number,
+            (contribution,),
+            self.ownership.lease(live.name),
+            payer=calls.identity().name,  # of the member whose part completed the round, or whose part opened it
         )
         while True:
             try:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from normserver.producers import Producer, Window
-from normserver.records import Lease, LeaseRecord, Record, SnapshotRecord
+from normserver.records import Head, Lease, LeaseRecord, Record, SnapshotHead, Usage
+from normstats.specs import Spec
 
 
 class StoreError(Exception):
@@ -60,8 +61,27 @@ class Copy(Protocol):
 class Transaction(Protocol):
     """Reads and writes that happen together or not at all."""
 
+    def heads(self, names: Collection[str]) -> dict[str, Head]:
+        """Those normalizers that exist, without their statistics."""
+        ...
+
+    def lock_heads(self, names: Collection[str]) -> dict[str, Head]:
+        """The same, nobody else's to write until the transaction ends."""
+        ...
+
     def records(self, names: Collection[str]) -> dict[str, Record]:
         """Those normalizers that exist."""
+        ...
+
+    def version(self, name: str) -> tuple[int, float] | None:
+        """A normalizer's version and the time of its creation; None if there is none."""
+        ...
+
+    def piece(self, name: str, tag: str, start: int) -> bytes | None:
+        """The piece of statistics that begins at a feature, as it is stored; the present ones' with an empty tag.
+
+        None if the statistics under this tag are as the spec has them at the start.
+        """
         ...
 
     def lock_records(self, names: Collection[str], known: Mapping[str, Record]) -> dict[str, Record]:
@@ -71,9 +91,10 @@ class Transaction(Protocol):
         """
         ...
 
-    def page(self, prefix: str, after: str, limit: int, contains: str = "") -> Sequence[Record]:
+    def page(self, prefix: str, after: str, limit: int, contains: str = "") -> Sequence[Head]:
         """Normalizers whose names begin with `prefix` and come after `after`, in order, at most `limit`.
 
+        Arrays of parameters are left out.
         Only those that have `contains` somewhere; upper and lower case are the same.
         """
         ...
@@ -82,12 +103,24 @@ class Transaction(Protocol):
         """How many normalizers have a name that begins with any of these, and has `contains`."""
         ...
 
+    def usage(self, creator: str) -> Usage:
+        """What an identity has made; nobody else can change that until the transaction ends."""
+        ...
+
     def insert(self, record: Record) -> None:
         """Add a normalizer whose name is free."""
         ...
 
-    def update(self, record: Record) -> None:
-        """Write a normalizer that exists."""
+    def update(self, head: Head) -> None:
+        """Write a normalizer that exists; its statistics stay."""
+        ...
+
+    def copy_statistics(self, name: str, source: str, target: str) -> None:
+        """Make the statistics under one tag those under another; the present ones' tag is empty."""
+        ...
+
+    def clear_statistics(self, name: str) -> None:
+        """Have the present statistics be as the spec has them at the start."""
         ...
 
     def advance(self, records: Sequence[Record]) -> None:
@@ -110,11 +143,17 @@ class Transaction(Protocol):
         ...
 
     def put_windows(self, windows: Mapping[Producer, Window], now: float) -> None:
-        """Remember producers' windows, last used now, by the retention clock."""
+        """Remember producers' windows, last used now, by the retention clock.
+
+        New ones that were locked and are not among them stay unknown.
+        """
         ...
 
-    def forget_producers(self, idle_since: float) -> int:
-        """Forget the producers that were last used before that time of the retention clock; returns how many."""
+    def forget_producers(self, idle_since: float, limit: int) -> int:
+        """Forget producers that were last used before that time of the retention clock, at most `limit`.
+
+        Returns how many.
+        """
         ...
 
     def exchange_retention(self, reading: float) -> float:
@@ -136,16 +175,16 @@ class Transaction(Protocol):
         """Give up those of these groups' leases that are `owner`'s."""
         ...
 
-    def snapshot(self, name: str, tag: str) -> SnapshotRecord | None:
-        """One snapshot."""
+    def snapshot(self, name: str, tag: str) -> SnapshotHead | None:
+        """One snapshot, without its statistics."""
         ...
 
-    def snapshots(self, name: str, after: str, limit: int) -> Sequence[SnapshotRecord]:
+    def snapshots(self, name: str, after: str, limit: int) -> Sequence[SnapshotHead]:
         """A normalizer's snapshots whose tags come after `after`, in order, at most `limit`."""
         ...
 
-    def insert_snapshot(self, snapshot: SnapshotRecord) -> None:
-        """Add a snapshot whose tag is free."""
+    def insert_snapshot(self, snapshot: SnapshotHead, spec: Spec, creator: str) -> None:
+        """Keep the present statistics of a normalizer of this spec under a tag that is free."""
         ...
 
     def oldest_tags(self, name: str, beyond: int) -> Sequence[str]:

@@ -2,74 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Row
 
-from normcore.running import Running
 from normserver import codec
-from normserver.records import Record, SnapshotRecord
-from normstats.specs import RunningSpec, Spec
+from normserver.records import (
+    FEATURE_BYTES,
+    PRESENT,
+    Head,
+    Initial,
+    Record,
+    SnapshotHead,
+    bare,
+    parameter_bytes,
+    stored_bytes,
+    width_of,
+)
+from normstats.specs import Spec
 from normstats.v1 import resources_pb2 as pb
 from normstats.wire import spec as spec_wire
 
 
-def record_of(row: Row[Any]) -> Record:
-    """The normalizer that a row holds."""
-    spec = _spec_of(row.spec)
-    running = codec.StoredRunning(row.running, spec.num_features) if isinstance(spec, RunningSpec) else None
-    return Record(row.name, spec, row.version, running, row.frozen, row.created_at, row.updated_at)
+def head_of(row: Row[Any]) -> Head:
+    """The normalizer that a row holds, with its arrays if they were read."""
+    parameters = getattr(row, "parameters", None)
+    spec = _spec_of(row.spec) if parameters is None else spec_wire.from_proto(pb.Spec.FromString(parameters))
+    times, counts = (row.created_at, row.updated_at), (row.num_rows, row.num_batches)
+    return Head(row.name, spec, row.version, row.frozen, *times, *counts, row.creator)
 
 
-def row_of(record: Record) -> dict[str, Any]:
+def row_of(head: Head) -> dict[str, Any]:
     """The row that holds a normalizer."""
+    whole = _spec_bytes(head.spec) if parameter_bytes(head.spec) else None
     return {
-        "name": record.name,
-        "spec": spec_wire.to_proto(record.spec).SerializeToString(deterministic=True),
-        "version": record.version,
-        "running": None if record.running is None else _running_bytes(record.running),
-        "frozen": record.frozen,
-        "created_at": record.created_at,
-        "updated_at": record.updated_at,
+        "name": head.name,
+        "spec": _spec_bytes(bare(head.spec)),
+        "version": head.version,
+        "frozen": head.frozen,
+        "num_rows": head.num_rows,
+        "num_batches": head.num_batches,
+        "created_at": head.created_at,
+        "updated_at": head.updated_at,
+        "creator": head.creator,
+        "stored_bytes": stored_bytes(head.spec),
+        "parameters": whole,
     }
 
 
 def advance_of(record: Record) -> dict[str, Any]:
-    """The parameters of the statement that writes what a commit changes."""
-    assert record.running is not None, "only these are contributed to"
+    """The parameters of the statement that writes what a commit changes of a normalizer's row."""
+    head = record.head
     return {
-        "key": record.name,
-        "new_running": _running_bytes(record.running),
-        "new_version": record.version,
-        "new_updated_at": record.updated_at,
+        "key": head.name,
+        "new_version": head.version,
+        "new_updated_at": head.updated_at,
+        "new_num_rows": head.num_rows,
+        "new_num_batches": head.num_batches,
     }
 
 
-def snapshot_of(row: Row[Any]) -> SnapshotRecord:
+def pieces_of(record: Record) -> Iterator[dict[str, Any]]:
+    """The rows that hold a normalizer's statistics: none where they are as the spec has them."""
+    if record.running is not None and not isinstance(record.running, Initial):
+        for start, data in codec.encode_pieces(record.running):
+            yield {"normalizer": record.name, "tag": PRESENT, "start": start, "running": data}
+
+
+def snapshot_of(row: Row[Any]) -> SnapshotHead:
     """The snapshot that a row holds."""
-    message = pb.RunningState.FromString(row.running)
-    num_features = len(message.moments.mean) // 8
-    running = codec.decode_running(message, num_features, "running")
-    return SnapshotRecord(row.normalizer, row.tag, row.version, running, row.created_at)
+    return SnapshotHead(row.normalizer, row.tag, row.version, row.num_rows, row.num_batches, row.created_at)
 
 
-def snapshot_row(snapshot: SnapshotRecord) -> dict[str, Any]:
-    """The row that holds a snapshot."""
+def snapshot_row(snapshot: SnapshotHead, spec: Spec, creator: str) -> dict[str, Any]:
+    """The row that holds a snapshot of a normalizer of this spec."""
     return {
         "normalizer": snapshot.normalizer,
         "tag": snapshot.tag,
         "version": snapshot.version,
-        "running": _running_bytes(snapshot.running),
+        "num_rows": snapshot.num_rows,
+        "num_batches": snapshot.num_batches,
         "created_at": snapshot.created_at,
+        "creator": creator,
+        "stored_bytes": FEATURE_BYTES * width_of(spec),
     }
 
 
 @lru_cache(maxsize=1024)
 def _spec_of(data: bytes) -> Spec:
-    """A spec, which is frozen: many normalizers have the same."""
+    """A spec without arrays: many normalizers have the same."""
     return spec_wire.from_proto(pb.Spec.FromString(data))
 
 
-def _running_bytes(running: Running) -> bytes:
-    return codec.encode_running(running).SerializeToString()
+def _spec_bytes(spec: Spec) -> bytes:
+    return spec_wire.to_proto(spec).SerializeToString(deterministic=True)

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, LargeBinary, MetaData, String, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
 
 from normserver.names import MAX_NAME, MAX_TAG
 from normserver.producers import MAX_IDENTITY
 
 metadata = MetaData()
 
-# `spec` is a normstats.v1.Spec, `running` a normstats.v1.RunningState, both serialized; times are seconds since 1970.
+# `spec` is a normstats.v1.Spec without arrays; `parameters` is the whole Spec where it has some, else NULL. Times are
+# seconds since 1970. `num_rows` and `num_batches` repeat what statistics say, so that lists need not read those.
+# `parameters` is the last column: SQLite reads a row up to the last column that is asked for.
 normalizers = Table(
     "normalizers",
     metadata,
     Column("name", String(MAX_NAME), primary_key=True),
     Column("spec", LargeBinary, nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("running", LargeBinary, nullable=True),
     Column("frozen", Boolean, nullable=False),
+    Column("num_rows", Double, nullable=False),
+    Column("num_batches", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
+    Column("creator", String(MAX_IDENTITY), nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("parameters", LargeBinary, nullable=True),
+    Index("ix_normalizers_creator", "creator", "stored_bytes"),
+)
+
+# Statistics, in pieces of PIECE_FEATURES features: `running` is a normstats.v1.RunningState of those that begin at
+# `start`. `tag` is a snapshot's, or empty for the present. Without a row they are as the spec has them at the start.
+statistics = Table(
+    "statistics",
+    metadata,
+    Column("normalizer", ForeignKey(normalizers.c.name, ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(MAX_TAG), primary_key=True),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("running", LargeBinary, nullable=False),
 )
 
 # The replay windows of each identity's producers. `seen` has the window's bits: bit i stands for highest - i.
@@ -49,8 +78,12 @@ snapshots = Table(
     Column("normalizer", ForeignKey(normalizers.c.name, ondelete="CASCADE"), primary_key=True),
     Column("tag", String(MAX_TAG), primary_key=True),
     Column("version", BigInteger, nullable=False),
-    Column("running", LargeBinary, nullable=False),
+    Column("num_rows", Double, nullable=False),
+    Column("num_batches", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("creator", String(MAX_IDENTITY), nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Index("ix_snapshots_creator", "creator", "stored_bytes"),
 )
 
 # Which server runs a group's rounds; every grant to another owner has the next token. Times are the database's.

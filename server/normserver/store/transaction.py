@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     or_,
     select,
     text,
@@ -24,10 +25,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from normserver import codec
 from normserver.producers import Producer, Window
-from normserver.records import Lease, LeaseRecord, Record, SnapshotRecord
+from normserver.records import PRESENT, Head, Lease, LeaseRecord, Record, SnapshotHead, Usage
 from normserver.store import rows
-from normserver.store.schema import leases, normalizers, producers, snapshots
+from normserver.store.schema import leases, normalizers, producers, snapshots, statistics
+from normstats.specs import Spec
 
 T = TypeVar("T")
 
@@ -47,11 +50,23 @@ _PUT_WINDOW = {"sqlite": _put_window(sqlite.insert(producers)), "postgresql": _p
 _ADVANCE = (
     update(normalizers)
     .where(normalizers.c.name == bindparam("key"))
-    .values({name: bindparam(f"new_{name}") for name in ("running", "version", "updated_at")})
+    .values({name: bindparam(f"new_{name}") for name in ("version", "updated_at", "num_rows", "num_batches")})
 )
+
+
+def _put_piece(statement: Any) -> Any:
+    keys = [statistics.c.normalizer, statistics.c.tag, statistics.c.start]
+    return statement.on_conflict_do_update(index_elements=keys, set_={"running": statement.excluded.running})
+
+
+_PUT_PIECE = {"sqlite": _put_piece(sqlite.insert(statistics)), "postgresql": _put_piece(postgresql.insert(statistics))}
+# What a list shows. Arrays of parameters are not among it.
+_LISTED = [column for column in normalizers.c if column.name not in ("stored_bytes", "parameters")]
+_HEAD = [*_LISTED, normalizers.c.parameters]
 
 CHANGES = "normstats_changes"
 _NOTIFY = text(f"SELECT pg_notify('{CHANGES}', :name)")
+_LOCK_CREATOR = text("SELECT pg_advisory_xact_lock(hashtextextended(:creator, 0))")
 _PROBE = text("UPDATE alembic_version SET version_num = version_num")
 _NOW = {
     "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
@@ -65,10 +80,19 @@ class SqlTransaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._dialect = connection.dialect.name
+        self._inserted: set[Producer] = set()
+
+    def heads(self, names: Collection[str]) -> dict[str, Head]:
+        """Those normalizers that exist, without their statistics."""
+        return self._heads(names, select(*_HEAD))
+
+    def lock_heads(self, names: Collection[str]) -> dict[str, Head]:
+        """The same, nobody else's to write until the transaction ends."""
+        return self._heads(names, select(*_HEAD).with_for_update())
 
     def records(self, names: Collection[str]) -> dict[str, Record]:
         """Those normalizers that exist."""
-        return self._records(names, select(normalizers))
+        return self._with_statistics(self.heads(names))
 
     def lock_records(self, names: Collection[str], known: Mapping[str, Record]) -> dict[str, Record]:
         """Those normalizers that exist, locked in the order of their names; what is known is not read again."""
@@ -81,20 +105,41 @@ class SqlTransaction:
                 if record is not None and (record.version, record.created_at) == (row.version, row.created_at):
                     locked[row.name] = record
         missing = [name for name in names if name not in locked]
-        return locked | self._records(missing, select(normalizers).with_for_update())
+        return locked | self._with_statistics(self.lock_heads(missing))
 
-    def _records(self, names: Collection[str], query: Select[Any]) -> dict[str, Record]:
-        found: dict[str, Record] = {}
+    def version(self, name: str) -> tuple[int, float] | None:
+        """A normalizer's version and the time of its creation; None if there is none."""
+        columns = normalizers.c.version, normalizers.c.created_at
+        row = self._connection.execute(select(*columns).where(normalizers.c.name == name)).one_or_none()
+        return None if row is None else (row.version, row.created_at)
+
+    def piece(self, name: str, tag: str, start: int) -> bytes | None:
+        """One piece of statistics; the present ones' with an empty tag."""
+        key = statistics.c.normalizer == name, statistics.c.tag == tag, statistics.c.start == start
+        piece: bytes | None = self._connection.execute(select(statistics.c.running).where(*key)).scalar_one_or_none()
+        return piece
+
+    def _heads(self, names: Collection[str], query: Select[Any]) -> dict[str, Head]:
+        found: dict[str, Head] = {}
         for some in _slices(sorted(names)):
             chosen = query.where(normalizers.c.name.in_(some)).order_by(normalizers.c.name)
-            found |= {row.name: rows.record_of(row) for row in self._connection.execute(chosen)}
+            found |= {row.name: rows.head_of(row) for row in self._connection.execute(chosen)}
         return found
 
-    def page(self, prefix: str, after: str, limit: int, contains: str = "") -> Sequence[Record]:
-        """Normalizers in the order of their names."""
-        query = select(normalizers).where(normalizers.c.name > after, _begins_with(prefix), _has(contains))
+    def _with_statistics(self, heads: Mapping[str, Head]) -> dict[str, Record]:
+        pieces: dict[str, list[bytes]] = {name: [] for name in heads}
+        for some in _slices([name for name, head in heads.items() if head.num_features]):
+            those = (statistics.c.normalizer.in_(some)) & (statistics.c.tag == PRESENT)
+            query = select(statistics.c.normalizer, statistics.c.running).where(those).order_by(statistics.c.start)
+            for row in self._connection.execute(query):
+                pieces[row.normalizer].append(row.running)
+        return {name: Record.of(head, codec.stored(head.spec, head, pieces[name])) for name, head in heads.items()}
+
+    def page(self, prefix: str, after: str, limit: int, contains: str = "") -> Sequence[Head]:
+        """Normalizers in the order of their names, as lists show them: without statistics and arrays of parameters."""
+        query = select(*_LISTED).where(normalizers.c.name > after, _begins_with(prefix), _has(contains))
         query = query.order_by(normalizers.c.name).limit(limit)
-        return [rows.record_of(row) for row in self._connection.execute(query)]
+        return [rows.head_of(row) for row in self._connection.execute(query)]
 
     def count(self, prefixes: Collection[str], contains: str = "") -> int:
         """How many normalizers have a name that begins with any of these, and has `contains`."""
@@ -102,25 +147,55 @@ class SqlTransaction:
         query = select(func.count()).select_from(normalizers).where(wanted, _has(contains))
         return int(self._connection.execute(query).scalar_one())
 
+    def usage(self, creator: str) -> Usage:
+        """What an identity has made; nobody else can change that until the transaction ends."""
+        if self._dialect == "postgresql":
+            self._connection.execute(_LOCK_CREATOR, {"creator": creator})
+        count, total = 0, 0
+        for table in (normalizers, snapshots):
+            columns = func.count(), func.coalesce(func.sum(table.c.stored_bytes), 0)
+            made, size = self._connection.execute(select(*columns).where(table.c.creator == creator)).one()
+            count, total = count + int(made) * (table is normalizers), total + int(size)
+        return Usage(count, total)
+
     def insert(self, record: Record) -> None:
         """Add a normalizer."""
-        self._connection.execute(insert(normalizers), rows.row_of(record))
+        self._connection.execute(insert(normalizers), rows.row_of(record.head))
+        self._put_pieces((record,))
 
-    def update(self, record: Record) -> None:
-        """Write a normalizer."""
-        row = rows.row_of(record)
+    def update(self, head: Head) -> None:
+        """Write a normalizer's row; its statistics stay."""
+        row = rows.row_of(head)
         self._connection.execute(update(normalizers).where(normalizers.c.name == row.pop("name")), row)
-        self._tell([record.name])
+        self._tell([head.name])
 
     def advance(self, records: Sequence[Record]) -> None:
         """Write what commits change of normalizers: statistics, version, time."""
         if records:
             self._connection.execute(_ADVANCE, [rows.advance_of(record) for record in records])
+            self._put_pieces(records)
             self._tell([record.name for record in records])
 
+    def _put_pieces(self, records: Iterable[Record]) -> None:
+        if pieces := [piece for record in records for piece in rows.pieces_of(record)]:
+            self._connection.execute(_PUT_PIECE[self._dialect], pieces)
+
+    def copy_statistics(self, name: str, source: str, target: str) -> None:
+        """Make the statistics under one tag those under another; the present ones' tag is empty."""
+        self.clear_statistics(name, target)
+        columns = (statistics.c.normalizer, literal(target), statistics.c.start, statistics.c.running)
+        these = select(*columns).where(statistics.c.normalizer == name, statistics.c.tag == source)
+        self._connection.execute(insert(statistics).from_select(["normalizer", "tag", "start", "running"], these))
+
+    def clear_statistics(self, name: str, tag: str = PRESENT) -> None:
+        """Have statistics be as the spec has them at the start."""
+        these = (statistics.c.normalizer == name) & (statistics.c.tag == tag)
+        self._connection.execute(delete(statistics).where(these))
+
     def delete(self, name: str) -> None:
-        """Delete a normalizer and its snapshots."""
+        """Delete a normalizer, its statistics and its snapshots."""
         self._tell([name])
+        self._connection.execute(delete(statistics).where(statistics.c.normalizer == name))
         self._connection.execute(delete(snapshots).where(snapshots.c.normalizer == name))
         self._connection.execute(delete(normalizers).where(normalizers.c.name == name))
 
@@ -136,28 +211,36 @@ class SqlTransaction:
             # A row that is not there cannot be locked. To insert it waits for whoever else is inserting it just now.
             nothing = [_window_row(producer, Window(), 0.0) for producer in new]
             self._connection.execute(postgresql.insert(producers).on_conflict_do_nothing(), nothing)
+            self._inserted.update(new)
             found |= {one: window for one, window in self._windows(new, locked).items() if window != Window()}
         return found
 
     def _windows(self, ids: Collection[Producer], query: Select[Any]) -> dict[Producer, Window]:
         found: dict[Producer, Window] = {}
-        # One identity at a time: SQLite scans the table for pairs in a list.
-        for identity, group in groupby(sorted(ids), key=lambda one: one.identity):
-            for some in _slices([one.id for one in group]):
-                of_these = (producers.c.identity == identity) & producers.c.producer_id.in_(some)
-                for row in self._connection.execute(query.where(of_these).order_by(producers.c.producer_id)):
-                    found[Producer(identity, row.producer_id)] = Window.from_bytes(row.highest, row.seen)
+        for of_these in _of_producers(ids):
+            for row in self._connection.execute(query.where(of_these).order_by(producers.c.producer_id)):
+                found[Producer(row.identity, row.producer_id)] = Window.from_bytes(row.highest, row.seen)
         return found
 
     def put_windows(self, windows: Mapping[Producer, Window], now: float) -> None:
-        """Remember producers' windows."""
+        """Remember producers' windows. New ones that were locked and are not among them stay unknown."""
+        self._forget(self._inserted - windows.keys(), producers.c.highest == 0)
         if windows:
             rows = [_window_row(producer, windows[producer], now) for producer in sorted(windows)]
             self._connection.execute(_PUT_WINDOW[self._dialect], rows)
 
-    def forget_producers(self, idle_since: float) -> int:
-        """Forget the producers that were last used before that time."""
-        return self._connection.execute(delete(producers).where(producers.c.used_at < idle_since)).rowcount
+    def forget_producers(self, idle_since: float, limit: int) -> int:
+        """Forget producers that were last used before that time, at most `limit`; those in use elsewhere later."""
+        is_idle = producers.c.used_at < idle_since
+        query = select(producers.c.identity, producers.c.producer_id).where(is_idle).order_by(producers.c.used_at)
+        found = self._connection.execute(query.limit(limit).with_for_update(skip_locked=True))
+        return self._forget({Producer(*row) for row in found}, is_idle)
+
+    def _forget(self, ids: Collection[Producer], condition: ColumnElement[bool]) -> int:
+        count = 0
+        for of_these in _of_producers(ids):
+            count += self._connection.execute(delete(producers).where(of_these, condition)).rowcount
+        return count
 
     def exchange_retention(self, reading: float) -> float:
         """Keep a reading of the retention clock, if it is the newest; returns the newest."""
@@ -200,13 +283,13 @@ class SqlTransaction:
             mine = (leases.c.group_name.in_(some)) & (leases.c.owner == owner)
             self._connection.execute(update(leases).where(mine), {"expires_at": 0.0})
 
-    def snapshot(self, name: str, tag: str) -> SnapshotRecord | None:
-        """One snapshot."""
+    def snapshot(self, name: str, tag: str) -> SnapshotHead | None:
+        """One snapshot, without its statistics."""
         query = select(snapshots).where(snapshots.c.normalizer == name, snapshots.c.tag == tag)
         row = self._connection.execute(query).one_or_none()
         return None if row is None else rows.snapshot_of(row)
 
-    def snapshots(self, name: str, after: str, limit: int) -> Sequence[SnapshotRecord]:
+    def snapshots(self, name: str, after: str, limit: int) -> Sequence[SnapshotHead]:
         """Snapshots in the order of their tags."""
         query = (
             select(snapshots)
@@ -216,9 +299,10 @@ class SqlTransaction:
         )
         return [rows.snapshot_of(row) for row in self._connection.execute(query)]
 
-    def insert_snapshot(self, snapshot: SnapshotRecord) -> None:
-        """Add a snapshot."""
-        self._connection.execute(insert(snapshots), rows.snapshot_row(snapshot))
+    def insert_snapshot(self, snapshot: SnapshotHead, spec: Spec, creator: str) -> None:
+        """Keep the present statistics of a normalizer of this spec under a tag that is free."""
+        self._connection.execute(insert(snapshots), rows.snapshot_row(snapshot, spec, creator))
+        self.copy_statistics(snapshot.normalizer, PRESENT, snapshot.tag)
 
     def probe(self) -> None:
         """Write something that changes nothing."""
@@ -233,6 +317,7 @@ class SqlTransaction:
 
     def delete_snapshot(self, name: str, tag: str) -> None:
         """Delete a snapshot."""
+        self.clear_statistics(name, tag)
         self._connection.execute(delete(snapshots).where(snapshots.c.normalizer == name, snapshots.c.tag == tag))
 
     def _tell(self, names: Sequence[str]) -> None:
@@ -248,6 +333,13 @@ class SqlTransaction:
 def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(values), _IN_LIST):
         yield values[start : start + _IN_LIST]
+
+
+def _of_producers(ids: Collection[Producer]) -> Iterator[ColumnElement[bool]]:
+    """Conditions that together select these, in order. One identity each: SQLite scans the table for pairs."""
+    for identity, group in groupby(sorted(ids), key=lambda one: one.identity):
+        for some in _slices([one.id for one in group]):
+            yield and_(producers.c.identity == identity, producers.c.producer_id.in_(some))
 
 
 def _begins_with(prefix: str) -> ColumnElement[bool]:

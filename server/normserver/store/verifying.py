@@ -5,20 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DatabaseError
 
 from normserver import invariants
 from normserver.invariants import Violation
+from normserver.records import PRESENT
 from normserver.store.migrate import newest_version
 
 # As they stand: neither SQLAlchemy's types nor ours have had a look at them.
-_NORMALIZERS = text("SELECT name, spec, version, running, created_at, updated_at FROM normalizers ORDER BY name")
-_SNAPSHOTS = text("SELECT normalizer, tag, version, running, created_at FROM snapshots ORDER BY normalizer, tag")
+_NORMALIZERS = text(
+    "SELECT name, spec, parameters, version, num_rows, num_batches, created_at, updated_at FROM normalizers "
+    "ORDER BY name"
+)
+_SNAPSHOTS = text(
+    "SELECT normalizer, tag, version, num_rows, num_batches, created_at FROM snapshots ORDER BY normalizer, tag"
+)
+_STATISTICS = text("SELECT normalizer, tag, start, running FROM statistics ORDER BY normalizer, tag, start")
 _PRODUCERS = text("SELECT identity, producer_id, highest, seen, used_at FROM producers ORDER BY identity, producer_id")
-# Rows that are read at a time: statistics may have megabytes each.
-_ROWS = 100
+# Rows that are read at a time: pieces of statistics have up to a megabyte each.
+_ROWS = 16
 
 
 @dataclass(slots=True)
@@ -64,15 +73,23 @@ def _found(connection: Connection, report: Report) -> Iterator[Violation]:
         yield _of_database("schema", f"is {report.schema}; expected {newest_version()}, which a server brings it to")
         return
     streaming = connection.execution_options(yield_per=_ROWS)
-    kept: dict[str, invariants.Kept] = {}
-    for name, spec, version, running, *times in streaming.execute(_NORMALIZERS):
+    kept: dict[tuple[str, str], invariants.Kept] = {}
+    for name, spec, parameters, version, num_rows, num_batches, *times in streaming.execute(_NORMALIZERS):
         report.normalizers += 1
-        kept[name] = invariants.kept_by(_bytes(spec), version)
-        yield from invariants.of_normalizer(str(name), _bytes(spec), version, running and _bytes(running), times)
-    for normalizer, tag, version, running, created_at in streaming.execute(_SNAPSHOTS):
+        kept[name, PRESENT] = invariants.kept_by(_bytes(spec), version, num_rows, num_batches)
+        whole = None if parameters is None else _bytes(parameters)
+        yield from invariants.of_normalizer(str(name), _bytes(spec), whole, version, times)
+    for normalizer, tag, version, num_rows, num_batches, created_at in streaming.execute(_SNAPSHOTS):
         report.snapshots += 1
-        subject = (str(normalizer), str(tag), version, _bytes(running), created_at)
-        yield from invariants.of_snapshot(*subject, kept.get(normalizer))
+        present = kept.get((normalizer, PRESENT))
+        if present is not None:
+            kept[normalizer, tag] = invariants.Kept(version, present.spec, num_rows, num_batches)
+        yield from invariants.of_snapshot(str(normalizer), str(tag), version, created_at, present)
+    for key, rows in groupby(streaming.execute(_STATISTICS), key=itemgetter(0, 1)):
+        pieces = ((start, _bytes(running)) for _, _, start, running in rows)
+        yield from invariants.of_statistics(str(key[0]), str(key[1]), pieces, kept.pop(key, None))
+    for (name, tag), one in kept.items():
+        yield from invariants.of_statistics(name, tag, (), one)
     for identity, producer_id, highest, seen, used_at in streaming.execute(_PRODUCERS):
         report.producers += 1
         yield from invariants.of_window(str(identity), _bytes(producer_id), highest, _bytes(seen), used_at)

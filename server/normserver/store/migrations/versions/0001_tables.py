@@ -1,4 +1,4 @@
-"""Normalizers, producers' windows and the clock that ages them, snapshots, leases."""
+"""Normalizers, their statistics, producers' windows and the clock that ages them, snapshots, leases."""
 
 import secrets
 
@@ -16,10 +16,24 @@ def upgrade() -> None:
         sa.Column("name", sa.String(200), primary_key=True),
         sa.Column("spec", sa.LargeBinary, nullable=False),
         sa.Column("version", sa.BigInteger, nullable=False),
-        sa.Column("running", sa.LargeBinary, nullable=True),
         sa.Column("frozen", sa.Boolean, nullable=False),
+        sa.Column("num_rows", sa.Double, nullable=False),
+        sa.Column("num_batches", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("updated_at", sa.Double, nullable=False),
+        sa.Column("creator", sa.String(206), nullable=False),
+        sa.Column("stored_bytes", sa.BigInteger, nullable=False),
+        sa.Column("parameters", sa.LargeBinary, nullable=True),
+    )
+    op.create_index("ix_normalizers_creator", "normalizers", ["creator", "stored_bytes"])
+    op.create_table(
+        "statistics",
+        sa.Column(
+            "normalizer", sa.String(200), sa.ForeignKey("normalizers.name", ondelete="CASCADE"), primary_key=True
+        ),
+        sa.Column("tag", sa.String(100), primary_key=True),
+        sa.Column("start", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("running", sa.LargeBinary, nullable=False),
     )
     op.create_table(
         "producers",
@@ -44,9 +58,13 @@ def upgrade() -> None:
         ),
         sa.Column("tag", sa.String(100), primary_key=True),
         sa.Column("version", sa.BigInteger, nullable=False),
-        sa.Column("running", sa.LargeBinary, nullable=False),
+        sa.Column("num_rows", sa.Double, nullable=False),
+        sa.Column("num_batches", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("creator", sa.String(206), nullable=False),
+        sa.Column("stored_bytes", sa.BigInteger, nullable=False),
     )
+    op.create_index("ix_snapshots_creator", "snapshots", ["creator", "stored_bytes"])
     op.create_table(
         "leases",
         sa.Column("group_name", sa.String(200), primary_key=True),
@@ -56,5 +74,5 @@ def upgrade() -> None:
     )
     if op.get_context().dialect.name == "postgresql":
         # Statistics do not compress; PostgreSQL tries, for milliseconds, each time that they are written.
-        for table in ("normalizers", "snapshots"):
-            op.execute(f"ALTER TABLE {table} ALTER COLUMN running SET STORAGE EXTERNAL")
+        op.execute("ALTER TABLE statistics ALTER COLUMN running SET STORAGE EXTERNAL")
+        op.execute("ALTER TABLE normalizers ALTER COLUMN parameters SET STORAGE EXTERNAL")
