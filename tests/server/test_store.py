@@ -256,7 +256,7 @@ def test_a_store_in_no_folder_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.db").write_bytes(b"no database at all" * 1000)
     store = SqliteStore(make_url(f"sqlite:///{tmp_path / 'store.db'}"))
-    with pytest.raises(StoreUnavailable, match="file is not a database"):
+    with pytest.raises(StoreError, match="is no SQLite file, and stays as it is"):
         store.open()
     store.close()
 
