@@ -51,7 +51,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.url = (folder / "simple").as_uri()
         self.copy = folder / "copy"
-        self._folder = folder / "simple"
+        self.folder = folder / "simple"
         self._hashes: dict[tuple[str, str], str] = {}
         (self.copy / "tools").mkdir(parents=True)
         shutil.copy(ROOT / "tools/install.py", self.copy / "tools")
@@ -59,9 +59,9 @@ class Index:
             (self.copy / lock.name).write_text(PIN.sub(self._with_a_stub, lock.read_text()))
         for name in {name for name, _ in self._hashes}:
             self._release(name, LATER)
-            links = (f'<a href="{file.name}#sha256={_sha256(file)}">x</a>' for file in (self._folder / name).iterdir())
+            links = (f'<a href="{file.name}#sha256={_sha256(file)}">x</a>' for file in (self.folder / name).iterdir())
             page = "\n".join(links)
-            (self._folder / name / "index.html").write_text(f"<!DOCTYPE html><html><body>\n{page}\n</body></html>\n")
+            (self.folder / name / "index.html").write_text(f"<!DOCTYPE html><html><body>\n{page}\n</body></html>\n")
 
     def _with_a_stub(self, pin: re.Match[str]) -> str:
         name, version, marker = pin[1], pin[2], pin[3] or ""
@@ -70,8 +70,8 @@ class Index:
         return f"{name}=={version}{marker} --hash=sha256:{self._hashes[name, version]}"
 
     def _release(self, name: str, version: str) -> str:
-        (self._folder / name).mkdir(parents=True, exist_ok=True)
-        return _sha256(wheel(self._folder / name, name, version, needed(name, version)))
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        return _sha256(wheel(self.folder / name, name, version, needed(name, version)))
 
 
 def _sha256(file: Path) -> str:

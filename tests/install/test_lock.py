@@ -22,14 +22,11 @@ from tests.install.pythons import ROOT, environment, run
 from tools import install
 from tools import lock as locking
 
+pytestmark = pytest.mark.timeout(600)  # virtual environments are made, on a machine that runs other tests
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MARKERS = "import json; from pip._vendor.packaging.markers import default_environment as e; print(json.dumps(e()))"
 ALL, SERVER = "constraints.txt", "constraints-server.txt"
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return Index(tmp_path_factory.mktemp("index"))
 
 
 @pytest.mark.parametrize(

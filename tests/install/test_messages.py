@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.install.index import Index
+from tests.install.index import Index, wheel
 from tests.install.pythons import environment, python, run
 from tools import install
+
+pytestmark = pytest.mark.timeout(600)  # virtual environments are made, on a machine that runs other tests
 
 MANAGED = sorted(Path("/usr/lib").glob("python3.*/EXTERNALLY-MANAGED"))
 
@@ -62,12 +66,12 @@ def test_another_build_of_torch_is_refused() -> None:
     assert told.stderr.startswith("normstats: TORCH=gpu: expected TORCH=cpu or TORCH=cuda")
 
 
-def test_where_there_is_no_cpu_build_nothing_else_is_fetched(tmp_path: Path) -> None:
-    index = Index(tmp_path)
-    page = tmp_path / "simple/torch/index.html"
+def test_where_there_is_no_cpu_build_nothing_else_is_fetched(index: Index, tmp_path: Path) -> None:
+    page = shutil.copytree(index.folder / "torch", tmp_path / "simple/torch") / "index.html"
     page.write_text("\n".join(line for line in page.read_text().splitlines() if "+cpu" not in line))
     made = environment(tmp_path / "venv", "3.11")
-    settings = {"PIP_INDEX_URL": index.url, "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", "TORCH": "cpu"}
+    url = (tmp_path / "simple").as_uri()
+    settings = {"PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", "TORCH": "cpu"}
     told = run(made, index.copy / "tools/install.py", "--pins-only", "constraints-server.txt", **settings)
     assert told.returncode == 1
     sentence = told.stderr.splitlines()[-1]
@@ -86,3 +90,20 @@ def test_the_build_is_that_for_the_machine_unless_it_is_named(tmp_path: Path, mo
     assert install.torch_build() == "cuda"
     monkeypatch.setenv("TORCH", "cpu")
     assert install.torch_build() == "cpu"
+
+
+def test_packages_of_others_that_do_not_fit_are_named(index: Index, tmp_path: Path) -> None:
+    lock = tmp_path / "one.txt"
+    (pin,) = re.findall(r"^click==.+", (index.copy / "constraints.txt").read_text(), re.MULTILINE)
+    lock.write_text(pin)
+    made = environment(tmp_path / "venv", "3.11")
+    theirs = wheel(tmp_path, "theirs", "1.0", ["Requires-Dist: click<1"])
+    assert run(made, "-m", "pip", "install", "--no-deps", theirs).returncode == 0
+    settings = {"PIP_INDEX_URL": index.url, "PIP_CONFIG_FILE": os.devnull, "TORCH": "cpu"}
+    told = run(made, index.copy / "tools/install.py", "--pins-only", lock, **settings)
+    assert told.returncode == 1
+    assert told.stderr.startswith(
+        f"normstats: {lock} is installed, and does not fit with other packages of this Python"
+    )
+    assert "theirs 1.0 has requirement click<1, but you have click" in told.stderr
+    assert "python3 -m venv" in told.stderr.splitlines()[-1]
