@@ -144,6 +144,15 @@ def first(tmp_path: Path) -> Iterator[ServerProcess]:
     server.stop()
 
 
+def assert_same(meanwhile: Results, compiled: Results) -> None:
+    """Outputs of up to 32 bits are, to the bit; float64, and what is made of it, to some ulps of moments' sums."""
+    for what, value in compiled.values.items():
+        if value.dtype == np.float64:
+            np.testing.assert_allclose(meanwhile.values[what], value, rtol=1e-13, atol=1e-13, err_msg=what)
+        else:
+            np.testing.assert_array_equal(meanwhile.values[what], value, err_msg=what)
+
+
 def kernels(server: ServerProcess) -> dict[str, int]:
     """normstats_kernels, by state."""
     lines = httpx.get(f"{server.http}/metrics").text.splitlines()
@@ -197,14 +206,12 @@ def test_it_answers_at_once_and_no_call_waits_and_bits_are_those_of_compiled_ker
         until_compiled(server)
         compiled.everything("float32")
     assert len(compiled.values) > 40
-    for what, value in compiled.values.items():
-        np.testing.assert_array_equal(meanwhile.values[what], value, err_msg=what)
+    assert_same(meanwhile, compiled)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_every_type_by_the_reference_is_what_compiled_kernels_give(first: ServerProcess) -> None:
-    """Up to 32 bits to the bit; float64 to some ulps, as sums go in another order."""
     first.start()
     began = time.monotonic()
     with Results(first.target) as meanwhile, Results(first.target) as compiled:
@@ -216,11 +223,7 @@ def test_every_type_by_the_reference_is_what_compiled_kernels_give(first: Server
         for dtype in BY_NAME:
             compiled.everything(dtype)
     print(f"all compiled after {time.monotonic() - began:.0f} s")
-    for what, value in compiled.values.items():
-        if "drift" in what or value.dtype == np.float64:
-            np.testing.assert_allclose(meanwhile.values[what], value, rtol=1e-13, atol=1e-13, err_msg=what)
-        else:
-            np.testing.assert_array_equal(meanwhile.values[what], value, err_msg=what)
+    assert_same(meanwhile, compiled)
 
 
 def test_where_the_compiling_process_is_killed_the_reference_goes_on(first: ServerProcess) -> None:
