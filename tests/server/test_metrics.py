@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import normstats
 from normserver.access.rules import RULES
-from normserver.metrics import Metrics, memory_limit_bytes
+from normserver.metrics import HTTP_REJECTED, Metrics, memory_limit_bytes
 from normstats import specs
 from normstats.v1 import normalization_service_pb2 as pb
 from normstats.v1.normalization_service_pb2_grpc import NormalizationServiceStub
@@ -150,7 +150,7 @@ def test_labels_are_words_of_the_programs_own(pages: tuple[str, str, str]) -> No
         "code": set(code_pb2.Code.keys()),
         "phase": {"queue", "compute", "commit"},
         "outcome": {"merged", "duplicate", "refused", "completed", "failed"},
-        "reason": {"RATE_LIMITED"},
+        "reason": {"RATE_LIMITED", *HTTP_REJECTED},
         "files": {"credentials"},
     }
     samples = [sample for family in text_string_to_metric_families(pages[1]) for sample in family.samples]
