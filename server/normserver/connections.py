@@ -45,6 +45,16 @@ def close(caller: str) -> bool:
     return False
 
 
+def close_all(callers: Iterable[str]) -> int:
+    """Shut down the connections from these addresses; returns how many there were."""
+    count = 0
+    for _, connection in _from(callers):
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+            count += 1
+    return count
+
+
 def delivered_bytes(callers: Iterable[str]) -> dict[str, int]:
     """How much has arrived at each of these callers so far, of whom there is a connection."""
     return {caller: _acknowledged_bytes(connection) for caller, connection in _from(callers)}

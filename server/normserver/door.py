@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
+from normserver import connections
 from normserver.access import rules
 from normserver.access.credentials import Credentials, token_of
 from normserver.access.grants import ANYONE, Identity
@@ -31,6 +32,9 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 # Streams that ask for no credentials (Health.Watch): in all, and of one address.
 _PUBLIC_STREAMS, _PUBLIC_STREAMS_OF_ONE = 64, 16
+# A stream that was ended and is still there has answers that are not read, and its end waits behind them: after so long
+# its connection is closed.
+_UNREAD_SECONDS = 4.0
 
 
 class Received(NamedTuple):
@@ -76,6 +80,7 @@ class Door:
         certificates: bool = False,
         full: Mapping[str, Callable[[], str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        close: Callable[[Iterable[str]], int] = connections.close_all,
     ) -> None:
         """`certificates`: callers show theirs. `full`: of some methods, why there is no room for what they do."""
         self._room = room
@@ -87,8 +92,10 @@ class Door:
         self._full = full or {}
         self._quotas = Quotas()
         self._clock = clock
+        self._close = close
         self._calls = self._streams = self._public_streams = self._held_bytes = 0
         self._recheck: dict[int, Call] = {}  # open streams of known callers, by id()
+        self._ended_at: dict[int, float] = {}  # of those, when they were told to end
         self._checked_at = -1
         metrics.held_bytes.set_function(lambda: self._held_bytes)
         metrics.calls_under_way.set_function(lambda: self._calls)
@@ -129,6 +136,7 @@ class Door:
         """It has ended; what it held is free."""
         self._held_bytes -= call.held_bytes
         self._recheck.pop(id(call), None)
+        self._ended_at.pop(id(call), None)
         if call.gives_back is not None:
             call.gives_back()
         if call.caller and rules.is_public(call.path):
@@ -204,13 +212,21 @@ class Door:
         self._guard.withdraw(self._credentials.names())
         all_of_them = self._credentials.version != self._checked_at
         self._checked_at = self._credentials.version
+        now, unread = self._clock(), set()
         for call in list(self._recheck.values()):
+            if (ended_at := self._ended_at.get(id(call))) is not None:
+                if now - ended_at >= _UNREAD_SECONDS:
+                    unread.add(call.caller)
+                continue
             assert call.identity is not None, "only known callers are looked up again"
             if all_of_them or self._credentials.has_expired(call.identity):
                 try:
                     self._check_stream(call)
                 except ServiceError as error:
+                    self._ended_at[id(call)] = now
                     call.end(error)
+        if unread:
+            self._close(unread)
 
     def _check_stream(self, call: Call) -> None:
         assert call.credentials is not None, "the identity was looked up before"

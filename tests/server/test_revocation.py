@@ -241,3 +241,38 @@ def test_updates_go_on_while_other_credentials_change(revocable: Revocable) -> N
                     stream.update(np.ones((2, 3)))
                 time.sleep(0.3)
         assert obs.stats().num_batches == 100
+
+
+def test_a_stream_whose_answers_are_not_read_ends_too(tmp_path: Path) -> None:
+    file = tmp_path / "credentials.toml"
+    admin = stanza("admin", "admin", "", "admin")
+    file.write_text(admin + stanza("gone", "read", "", "gone"))
+    server = ServerProcess(tmp_path, "--credentials", str(file)).start()
+    x = np.ones((2**16, 4), np.float32)
+    frames = [pb.NormalizeStreamRequest(open={"spec": spec_wire.to_proto(specs.LayerNorm(4))})]
+    frames += [pb.NormalizeStreamRequest(chunk={"input": described(x)}, data=x.tobytes())] * 16
+    sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for message in frames:
+        sent.put(message)
+
+    def open_streams() -> bytes:
+        asked = urllib.request.Request(f"{server.http}/metrics", headers={"Authorization": "Bearer admin"})
+        page: bytes = urllib.request.urlopen(asked, timeout=5).read()
+        return next(line for line in page.splitlines() if line.startswith(b'normstats_open_streams{method="Norm'))
+
+    try:
+        with grpc.insecure_channel(server.target) as channel:
+            call = NormalizationServiceStub(channel).NormalizeStream(
+                iter(sent.get, None), metadata=(("authorization", "Bearer gone"),)
+            )
+            time.sleep(3)
+            assert open_streams().endswith(b" 1.0"), "its answers are on their way"
+            file.write_text(admin)
+            deadline = time.monotonic() + WITHIN_SECONDS
+            while not open_streams().endswith(b" 0.0"):
+                assert time.monotonic() < deadline, open_streams()
+                time.sleep(0.1)
+            sent.put(None)
+            call.cancel()
+    finally:
+        server.stop()
