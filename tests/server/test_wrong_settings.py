@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "misspelt.toml").write_text("thraeds = 2")
     (tmp_path / "nobody.toml").write_text("[[identity]]\nname = 'a'\n")
     for name in ("one", "other"):
-        Authority(tmp_path).issue(name, "localhost")
+        Authority(tmp_path).issue(name, "localhost").key.chmod(0o600)
     return tmp_path
 
 
