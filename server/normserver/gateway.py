@@ -73,10 +73,10 @@ class Gateway:
         self._lifetime = lifetime
 
     def check_caller(self, method: str, authorization: str, caller: str) -> None:
-        """Look at who calls, and at nothing else. May be asked on any thread: strangers cost the event loop nothing.
+        """Check the caller's token alone. Safe on any thread, so that callers without one cost the event loop nothing.
 
         Raises:
-            Refused: he is not known, or nobody may do this.
+            Refused: the caller is not known, or this server lets nobody do this.
         """
         call = Call(f"/{_SERVICE.full_name}/{method}", method in WATCHES, caller)
         try:

@@ -227,7 +227,7 @@ class Connection(asyncio.Protocol):
             self.deadline = self._owner.loop.time() + self._owner.limits.idle_seconds
 
     def time_is_over(self, now: float) -> None:
-        """Close it, unless its client reads what it is answered."""
+        """Close it, unless its client is still reading a response."""
         transport, seconds = self._transport, self._owner.limits.request_seconds
         if transport is None:
             reason = "request_timeout"
@@ -237,9 +237,9 @@ class Connection(asyncio.Protocol):
                 self.deadline = now + seconds
                 return
             reason = "slow_reader"
-        elif transport.is_closing():  # and waits for its client
+        elif transport.is_closing():  # the client does not read the last bytes
             reason = "slow_reader"
-        elif self._served and not self._receiving:  # as connections end that nobody needs
+        elif self._served and not self._receiving:  # idle: an orderly close
             self.deadline = now + seconds
             transport.close()
             return
@@ -249,12 +249,12 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def abort(self) -> None:
-        """Close it now, whatever it does."""
+        """Close it now, in any state."""
         self._aborted = True
         self._owner.forget(self)
         if self._transport is not None:
             self._transport.abort()
-        elif self._opening is not None:  # then it has a transport soon, which finds the end and closes the socket
+        elif self._opening is not None:  # asyncio owns the socket now, sees its end and closes it
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
         else:
@@ -280,7 +280,7 @@ class Connection(asyncio.Protocol):
                 return
             try:
                 self._protocol.data_received(data[start : start + _PIECE_BYTES])
-            except h11.ProtocolError:  # a wrong request while another one is answered: there is no place to say it
+            except h11.ProtocolError:  # a malformed request during a response: no place for a 400
                 self.abort()
 
     def eof_received(self) -> None:

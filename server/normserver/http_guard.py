@@ -43,7 +43,7 @@ class HttpGuard:
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 started = True
-                if not whole:  # it is not read to learn where the next request begins
+                if not whole:  # the rest of the body is not read, so that nobody knows where the next request begins
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
                 if connection is not None and scope["state"].get("recognized"):
                     connection.recognized = True
@@ -54,7 +54,7 @@ class HttpGuard:
         try:
             self._check_host(scope)
             await self._pages(scope, received, sent)
-        except (ClientDisconnect, h11.ProtocolError):  # it is gone, or sent something wrong behind this request
+        except (ClientDisconnect, h11.ProtocolError):  # the client is gone, or sent a malformed request after this one
             if connection is not None:
                 connection.abort()
         except Exception as error:
