@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 import statistics
@@ -83,26 +84,25 @@ def p99(call: Callable[[], object], times: int = CALLS) -> float:
 @sized("count", 1_000, 5_000)
 @pytest.mark.timeout(300)
 def test_connections_of_strangers(site: Site, promise: Promise, kind: str, count: int) -> None:
-    kept = site.connect()
-
     def anew() -> None:
         connection = site.connect()
         site.call(connection)
         connection.close()
 
-    site.call(kept)
-    anew()
-    alone = max(p99(lambda: site.call(kept)), p99(anew))
+    with contextlib.closing(site.connect()) as kept:
+        site.call(kept)
+        anew()
+        alone = max(p99(lambda: site.call(kept)), p99(anew))
     process = Process(site.server)
     before = process.memory_bytes
     process.forget_peak()
-    with held(site.server, count, kind):
+    with held(site.server, count, kind), contextlib.closing(site.connect()) as kept:
+        site.call(kept)
         for _ in range(ATTEMPTS):
             slow_kept, slow_anew = p99(lambda: site.call(kept)), p99(anew)
             if max(slow_kept, slow_anew) < LATE:
                 break
         grown = (process.peak_bytes - before) / MIB
-    kept.close()
     seen = (
         f"RSS + {grown:.0f} MiB, p99 {slow_kept * 1e3:.0f} ms, with a new connection {slow_anew * 1e3:.0f} ms; without "
         f"strangers {alone * 1e3:.0f} ms"
