@@ -19,8 +19,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 import normstats
+from normcore import Running
 from normserver.app import open_store
-from normserver.records import Record, start
+from normserver.records import Record
 from normserver.store import sqlite
 from normserver.store.base import CopyFailed, StoreUnavailable
 from normserver.store.reading import sqlite_file
@@ -42,13 +43,13 @@ def connected(server: ServerProcess) -> NormalizationServiceStub:
 
 
 def fill(path: Path, count: int, features: int) -> None:
-    """A store of many normalizers."""
+    """A store of many normalizers, with statistics."""
     store = open_store(f"sqlite:///{path}")
     store.open()
     spec = specs.Standardize(features)
     with store.transaction() as transaction:
         for number in range(count):
-            transaction.insert(Record(f"many/{number}", spec, 1, start(spec), False, 1.0, 1.0))
+            transaction.insert(Record(f"many/{number}", spec, 1, Running.empty(features), False, 1.0, 1.0))
     store.close()
 
 
@@ -299,7 +300,7 @@ def test_a_copy_has_the_transactions_that_came_between_its_steps(store: SqliteSt
         steps += 1
         with store.transaction() as transaction:
             for record in transaction.records(["many/0", "many/199"]).values():
-                transaction.update(replace(record, version=record.version + 1))
+                transaction.update(replace(record.head, version=record.version + 1))
             transaction.insert(replace(record, name=f"new/{steps}"))
     assert steps > 5
     found = versions(copy.path)
