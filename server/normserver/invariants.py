@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from zlib import crc32
 
 import torch
 from google.protobuf.message import DecodeError
@@ -17,7 +18,7 @@ from normcore.running import Running
 from normserver import codec
 from normserver.errors import InvalidArgument
 from normserver.names import PRODUCER_ID_BYTES, check_name, check_tag
-from normserver.producers import WINDOW
+from normserver.producers import WINDOW, Producer
 from normserver.records import PIECE_FEATURES, rows
 from normstats.specs import InvalidSpec, RunningSpec, Spec
 from normstats.v1 import resources_pb2 as pb
@@ -104,9 +105,11 @@ def of_snapshot(normalizer: str, tag: str, version: int, created_at: float, kept
 
 
 def of_statistics(
-    normalizer: str, tag: str, pieces: Iterable[tuple[int, bytes]], kept: Kept | None
+    normalizer: str, tag: str, pieces: Iterable[tuple[int, bytes, int]], kept: Kept | None
 ) -> Iterator[Violation]:
-    """What does not hold of statistics: pieces of bytes, each with its first feature, in order. No piece: nothing seen.
+    """What does not hold of statistics: pieces of bytes, each with its first feature and checksum, in order.
+
+    No piece: nothing seen.
 
     `kept` is what their normalizer or snapshot says; None if there is none.
     """
@@ -118,7 +121,7 @@ def of_statistics(
         return
     width = kept.spec.num_features if isinstance(kept.spec, RunningSpec) else 0
     expected, num_rows, num_batches = 0, 0.0, 0
-    for start, data in pieces:
+    for start, data, checksum in pieces:
         if not width:
             yield Violation(*subject, "running", f"is there; expected none of {type(kept.spec).__name__}")
             return
@@ -127,6 +130,9 @@ def of_statistics(
             return
         found = yield from _of_piece(subject, data, start, min(PIECE_FEATURES, width - start))
         if found is None:
+            return
+        if (now := crc32(data)) != checksum:
+            yield Violation(*subject, "running", f"has the checksum {now}; expected {checksum!r}: bits have changed")
             return
         expected += PIECE_FEATURES
         num_rows, num_batches = max(num_rows, rows(found)), found.num_batches
@@ -140,7 +146,7 @@ def of_statistics(
 
 
 def of_window(identity: str, producer_id: bytes, highest: int, seen: bytes, used_at: float) -> Iterator[Violation]:
-    """What does not hold of a producer's window."""
+    """What does not hold of a producer's window, but for its checksum."""
     subject = ("producer", f"{identity} {producer_id.hex()}")
     yield from _of_times(subject, (used_at,))
     if len(producer_id) != PRODUCER_ID_BYTES:
@@ -154,8 +160,15 @@ def of_window(identity: str, producer_id: bytes, highest: int, seen: bytes, used
     bits = int.from_bytes(seen, "little")
     if bits & 1 != (highest > 0):
         yield Violation(*subject, "seen", f"has bit 0 {'set' if bits & 1 else 'clear'}, which stands for {highest}")
-    elif bits >> min(highest, WINDOW):
+        return
+    if bits >> min(highest, WINDOW):
         yield Violation(*subject, "seen", f"has bit {bits.bit_length() - 1}; expected none of sequences below 1")
+
+
+def of_checksum(producer: Producer, checksum: int, now: int) -> Violation:
+    """The violation of a window whose row says something else than what was written."""
+    subject = ("producer", f"{producer.identity} {producer.id.hex()}")
+    return Violation(*subject, "checksum", f"is {checksum!r}; expected {now}: bits have changed")
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+from zlib import crc32
 
 WINDOW = 1024
 # An identity of the credentials file has at most 100 characters; a group's has its name, of at most 200, and "group:".
@@ -29,6 +30,11 @@ class Producer(NamedTuple):
     def short(self) -> str:
         """The first 8 hexadecimal digits of the id. Responses, metrics and logs contain no more of it."""
         return short_id(self.id)
+
+
+def checksum(producer: Producer, highest: int, seen: bytes, used_at: float) -> int:
+    """The CRC-32 of all that the row of a window says."""
+    return crc32(f"{producer.identity} {producer.id.hex()} {highest} {seen.hex()} {used_at!r}".encode())
 
 
 def of_group(name: str, group_id: bytes) -> Producer:

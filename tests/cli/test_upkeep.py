@@ -197,6 +197,17 @@ def test_what_is_not_sound_is_not_restored(run: Run, tmp_path: Path, how: str) -
     assert not (tmp_path / "store.db.before-restore").exists()
 
 
+def test_a_trigger_in_a_backup_is_not_restored(run: Run, tmp_path: Path) -> None:
+    backup, store = tmp_path / "backup.db", tmp_path / "store.db"
+    store_of(backup, "a")
+    with closing(sqlite3.connect(backup)) as connection, connection:
+        connection.execute("CREATE TRIGGER evil AFTER UPDATE ON normalizers BEGIN DELETE FROM producers; END")
+    told = run("restore", "--backup", backup, "--store", f"sqlite:///{store}", code=1).stderr
+    assert "is not sound, and not restored" in told
+    assert "schema has a trigger 'evil'; expected none of that name" in told
+    assert not store.exists()
+
+
 def test_a_store_is_replaced_only_if_it_is_forced_and_kept_beside(run: Run, tmp_path: Path) -> None:
     backup, target = tmp_path / "backup.db", tmp_path / "store.db"
     store_of(backup, "new")

@@ -108,11 +108,12 @@ def test_what_sql_did_to_a_normalizer_is_found(path: Path, change: str, expected
     [
         ("UPDATE normalizers SET name = 'no/' WHERE name = 'none'", "name is 'no/'; expected 1 to 200 letters"),
         (
-            "INSERT INTO statistics SELECT 'none', '', 0, running FROM statistics WHERE normalizer = 'wide'",
+            "INSERT INTO statistics SELECT 'none', '', 0, running, checksum FROM statistics WHERE normalizer = 'wide'",
             "normalizer none: running is there; expected none of LayerNorm",
         ),
         (
-            "INSERT INTO statistics SELECT 'nobody', '', 0, running FROM statistics WHERE normalizer = 'wide'",
+            "INSERT INTO statistics SELECT 'nobody', '', 0, running, checksum FROM statistics "
+            "WHERE normalizer = 'wide'",
             "normalizer nobody: running is there; expected a normalizer or snapshot that it belongs to",
         ),
         (
@@ -153,7 +154,16 @@ def test_what_sql_did_to_a_normalizer_is_found(path: Path, change: str, expected
         ("UPDATE producers SET producer_id = x'0102'", "producer anyone 0102: producer_id has 2 bytes; expected 16"),
         ("UPDATE alembic_version SET version_num = '0099'", "database itself: schema is 0099; expected 0001"),
         ("DROP TABLE alembic_version", "database itself: schema is missing; expected a store of normstats"),
-        ("DROP TABLE snapshots", "database itself: file cannot be read: no such table: snapshots"),
+        ("DROP TABLE snapshots", "database itself: schema has no table 'snapshots'"),
+        ("DROP INDEX ix_producers_used_at", "database itself: schema has no index 'ix_producers_used_at'"),
+        ("CREATE TABLE extra (x)", "database itself: schema has a table 'extra'; expected none of that name"),
+        ("CREATE VIEW extra AS SELECT 1", "database itself: schema has a view 'extra'; expected none of that name"),
+        (
+            "CREATE TRIGGER evil AFTER UPDATE ON statistics BEGIN DELETE FROM producers; END",
+            "database itself: schema has a trigger 'evil'; expected none of that name",
+        ),
+        ("ALTER TABLE leases ADD COLUMN extra TEXT", "database itself: schema has a table 'leases' that was changed"),
+        ("UPDATE producers SET used_at = 2", "producer anyone 000102030405060708090a0b0c0d0e0f: checksum is "),
     ],
 )  # fmt: skip
 def test_what_sql_did_to_the_rest_is_found(path: Path, statement: str, expected: str) -> None:
@@ -228,6 +238,19 @@ AND_ONE, AND_TWO = "; 1 more features likewise", "; 2 more features likewise"
 def test_statistics_that_nothing_could_have_are_found(path: Path, kind: str, change: Change, expected: str) -> None:
     changed(path, change, kind.partition("@")[2])
     assert told(path) == [f"{kind}: {expected}"]
+
+
+@pytest.mark.parametrize("kind", ["normalizer a", "snapshot a@monday"])
+def test_a_bit_that_flipped_is_found_where_the_value_could_be(path: Path, kind: str) -> None:
+    def flip(message: pb.RunningState) -> None:
+        data = bytearray(message.moments.m2)
+        data[0] ^= 1
+        message.moments.m2 = bytes(data)
+
+    changed(path, flip, kind.partition("@")[2])
+    (violation,) = told(path)
+    assert violation.startswith(f"{kind}: running has the checksum ")
+    assert violation.endswith(": bits have changed")
 
 
 def test_each_broken_feature_is_told_once_by_the_first_rule_that_it_breaks(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,24 @@ def test_a_store_without_a_file_is_refused(url: str) -> None:
 def test_a_store_in_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no folder"):
         SqliteStore(make_url(f"sqlite:///{tmp_path}/nowhere/store.db")).open()
+
+
+def test_nobody_else_may_read_a_new_store(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    store, umask = SqliteStore(make_url(f"sqlite:///{path}")), os.umask(0o022)
+    try:
+        store.open()
+        with store.transaction() as transaction:
+            transaction.insert(record("a"))
+        copy = store.copy()
+        while not copy.step():
+            pass
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    finally:
+        os.umask(umask)
+        store.close()
+    assert {"store.db", "store.db-wal", "store.db.lock", copy.path.name} <= set(modes)
+    assert set(modes.values()) == {0o600}
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

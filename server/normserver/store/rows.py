@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 from sqlalchemy import Row
 
@@ -68,7 +69,8 @@ def pieces_of(record: Record) -> Iterator[dict[str, Any]]:
     """The rows that hold a normalizer's statistics: none where they are as the spec has them."""
     if record.running is not None and not isinstance(record.running, Initial):
         for start, data in codec.encode_pieces(record.running):
-            yield {"normalizer": record.name, "tag": PRESENT, "start": start, "running": data}
+            row = {"normalizer": record.name, "tag": PRESENT, "start": start, "running": data}
+            yield row | {"checksum": crc32(data)}
 
 
 def snapshot_of(row: Row[Any]) -> SnapshotHead:

@@ -41,7 +41,8 @@ normalizers = Table(
 )
 
 # Statistics, in pieces of PIECE_FEATURES features: `running` is a normstats.v1.RunningState of those that begin at
-# `start`. `tag` is a snapshot's, or empty for the present. Without a row they are as the spec has them at the start.
+# `start`, `checksum` its CRC-32. `tag` is a snapshot's, or empty for the present. Where there is no row, the statistics
+# are those that the spec gives at the start.
 statistics = Table(
     "statistics",
     metadata,
@@ -49,9 +50,11 @@ statistics = Table(
     Column("tag", String(MAX_TAG), primary_key=True),
     Column("start", BigInteger, primary_key=True, autoincrement=False),
     Column("running", LargeBinary, nullable=False),
+    Column("checksum", BigInteger, nullable=False),
 )
 
-# The replay windows of each identity's producers. `seen` has the window's bits: bit i stands for highest - i.
+# The replay windows of each identity's producers. `seen` has the window's bits: bit i stands for highest - i;
+# `checksum` is the CRC-32 of all that a row says.
 # In SQLite the rows are kept in the primary key's own tree: a second one would hold identity and id once more.
 producers = Table(
     "producers",
@@ -61,6 +64,7 @@ producers = Table(
     Column("highest", BigInteger, nullable=False),
     Column("seen", LargeBinary(128), nullable=False),
     Column("used_at", Double, nullable=False, index=True),
+    Column("checksum", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 

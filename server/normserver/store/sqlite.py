@@ -66,6 +66,8 @@ class SqliteStore:
         self._lock.acquire()
         try:
             self._clear_copies()
+            # SQLite would let everybody read a new file; its log takes over the file's mode.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             return self._connect(must_exist=must_exist).is_new
         except BaseException:
             self._lock.release()

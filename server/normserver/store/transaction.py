@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from normserver import codec
-from normserver.producers import Producer, Window
+from normserver.producers import Producer, Window, checksum
 from normserver.records import PRESENT, Head, Lease, LeaseRecord, Record, SnapshotHead, Usage
 from normserver.store import rows
 from normserver.store.schema import leases, normalizers, producers, snapshots, statistics
@@ -40,7 +40,7 @@ _IN_LIST = 1000
 
 def _put_window(statement: Any) -> Any:
     new = statement.excluded
-    values = {"highest": new.highest, "seen": new.seen, "used_at": new.used_at}
+    values = {"highest": new.highest, "seen": new.seen, "used_at": new.used_at, "checksum": new.checksum}
     return statement.on_conflict_do_update(index_elements=[producers.c.identity, producers.c.producer_id], set_=values)
 
 
@@ -56,7 +56,8 @@ _ADVANCE = (
 
 def _put_piece(statement: Any) -> Any:
     keys = [statistics.c.normalizer, statistics.c.tag, statistics.c.start]
-    return statement.on_conflict_do_update(index_elements=keys, set_={"running": statement.excluded.running})
+    new = statement.excluded
+    return statement.on_conflict_do_update(index_elements=keys, set_={"running": new.running, "checksum": new.checksum})
 
 
 _PUT_PIECE = {"sqlite": _put_piece(sqlite.insert(statistics)), "postgresql": _put_piece(postgresql.insert(statistics))}
@@ -183,9 +184,12 @@ class SqlTransaction:
     def copy_statistics(self, name: str, source: str, target: str) -> None:
         """Make the statistics under one tag those under another; the present ones' tag is empty."""
         self.clear_statistics(name, target)
-        columns = (statistics.c.normalizer, literal(target), statistics.c.start, statistics.c.running)
+        said = (statistics.c.start, statistics.c.running, statistics.c.checksum)
+        columns = (statistics.c.normalizer, literal(target), *said)
         these = select(*columns).where(statistics.c.normalizer == name, statistics.c.tag == source)
-        self._connection.execute(insert(statistics).from_select(["normalizer", "tag", "start", "running"], these))
+        self._connection.execute(
+            insert(statistics).from_select(["normalizer", "tag", "start", "running", "checksum"], these)
+        )
 
     def clear_statistics(self, name: str, tag: str = PRESENT) -> None:
         """Have statistics be as the spec has them at the start."""
@@ -359,11 +363,12 @@ def _after_prefix(prefix: str) -> str:
 
 
 def _window_row(producer: Producer, window: Window, now: float) -> dict[str, Any]:
-    identity, producer_id = producer
+    seen = window.to_bytes()
     return {
-        "identity": identity,
-        "producer_id": producer_id,
+        "identity": producer.identity,
+        "producer_id": producer.id,
         "highest": window.highest,
-        "seen": window.to_bytes(),
+        "seen": seen,
         "used_at": now,
+        "checksum": checksum(producer, window.highest, seen, now),
     }

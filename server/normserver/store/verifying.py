@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import DatabaseError
 
-from normserver import invariants
+from normserver import invariants, producers
 from normserver.invariants import Violation
+from normserver.producers import Producer
 from normserver.records import PRESENT
-from normserver.store.migrate import newest_version
+from normserver.store.migrate import attach, newest_version
 
 # As they stand: neither SQLAlchemy's types nor ours have had a look at them.
 _NORMALIZERS = text(
@@ -24,8 +26,10 @@ _NORMALIZERS = text(
 _SNAPSHOTS = text(
     "SELECT normalizer, tag, version, num_rows, num_batches, created_at FROM snapshots ORDER BY normalizer, tag"
 )
-_STATISTICS = text("SELECT normalizer, tag, start, running FROM statistics ORDER BY normalizer, tag, start")
-_PRODUCERS = text("SELECT identity, producer_id, highest, seen, used_at FROM producers ORDER BY identity, producer_id")
+_STATISTICS = text("SELECT normalizer, tag, start, running, checksum FROM statistics ORDER BY normalizer, tag, start")
+_PRODUCERS = text(
+    "SELECT identity, producer_id, highest, seen, used_at, checksum FROM producers ORDER BY identity, producer_id"
+)
 # Rows that are read at a time: pieces of statistics have up to a megabyte each.
 _ROWS = 16
 
@@ -72,6 +76,10 @@ def _found(connection: Connection, report: Report) -> Iterator[Violation]:
     if report.schema != newest_version():
         yield _of_database("schema", f"is {report.schema}; expected {newest_version()}, which a server brings it to")
         return
+    foreign = list(_of_schema(connection))
+    yield from foreign
+    if any(violation.sentence.startswith("has no table") for violation in foreign):
+        return
     streaming = connection.execution_options(yield_per=_ROWS)
     kept: dict[tuple[str, str], invariants.Kept] = {}
     for name, spec, parameters, version, num_rows, num_batches, *times in streaming.execute(_NORMALIZERS):
@@ -86,13 +94,17 @@ def _found(connection: Connection, report: Report) -> Iterator[Violation]:
             kept[normalizer, tag] = invariants.Kept(version, present.spec, num_rows, num_batches)
         yield from invariants.of_snapshot(str(normalizer), str(tag), version, created_at, present)
     for key, rows in groupby(streaming.execute(_STATISTICS), key=itemgetter(0, 1)):
-        pieces = ((start, _bytes(running)) for _, _, start, running in rows)
+        pieces = ((start, _bytes(running), checksum) for _, _, start, running, checksum in rows)
         yield from invariants.of_statistics(str(key[0]), str(key[1]), pieces, kept.pop(key, None))
     for (name, tag), one in kept.items():
         yield from invariants.of_statistics(name, tag, (), one)
-    for identity, producer_id, highest, seen, used_at in streaming.execute(_PRODUCERS):
+    for identity, producer_id, highest, seen, used_at, checksum in streaming.execute(_PRODUCERS):
         report.producers += 1
-        yield from invariants.of_window(str(identity), _bytes(producer_id), highest, _bytes(seen), used_at)
+        producer, bits = Producer(str(identity), _bytes(producer_id)), _bytes(seen)
+        violations = list(invariants.of_window(*producer, highest, bits, used_at))
+        if not violations and (now := producers.checksum(producer, highest, bits, used_at)) != checksum:
+            violations = [invariants.of_checksum(producer, checksum, now)]
+        yield from violations
 
 
 def _bytes(value: object) -> bytes:
@@ -105,6 +117,49 @@ def _of_pages(connection: Connection) -> Iterator[Violation]:
     for (told,) in connection.execute(text("PRAGMA integrity_check")):
         if told != "ok":
             yield _of_database("integrity_check", re.sub(r"\s*\n\s*", "; ", told))
+
+
+def _of_schema(connection: Connection) -> Iterator[Violation]:
+    """Tables, indexes, views and triggers that normstats does not make, or that are missing or changed."""
+    if connection.dialect.name != "sqlite":
+        for name, table in connection.execute(_POSTGRESQL_TRIGGERS):
+            yield _of_database("schema", f"has a trigger {name!r} on {table!r}; expected none")
+        return
+    found, expected = _objects(connection), _expected_objects()
+    for kind, name in sorted(found.keys() - expected.keys()):
+        yield _of_database("schema", f"has a {kind} {name!r}; expected none of that name")
+    for kind, name in sorted(expected.keys() - found.keys()):
+        if kind == "table" or ("table", expected[kind, name][0]) in found:  # else it went with its table
+            yield _of_database("schema", f"has no {kind} {name!r}")
+    for key in sorted(found.keys() & expected.keys()):
+        if found[key] != expected[key]:
+            yield _of_database("schema", f"has a {key[0]} {key[1]!r} that was changed; expected {expected[key][1]}")
+
+
+_Objects = dict[tuple[str, str], tuple[str, str]]
+
+
+def _objects(connection: Connection) -> _Objects:
+    """The table and the statement of each object in an SQLite database, by kind and name. SQLite's own are left out."""
+    rows = connection.execute(text("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    return {(kind, name): (table, " ".join(sql.split())) for kind, name, table, sql in rows}
+
+
+@cache
+def _expected_objects() -> _Objects:
+    engine = create_engine("sqlite://")
+    try:
+        with engine.begin() as connection:
+            attach(connection, "memory")
+            return _objects(connection)
+    finally:
+        engine.dispose()
+
+
+_POSTGRESQL_TRIGGERS = text(
+    "SELECT tgname, relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+    "WHERE NOT tgisinternal AND relnamespace = current_schema()::regnamespace ORDER BY 1"
+)
 
 
 def _of_database(field: str, sentence: str) -> Violation:

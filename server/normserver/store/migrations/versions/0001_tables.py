@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("tag", sa.String(100), primary_key=True),
         sa.Column("start", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("running", sa.LargeBinary, nullable=False),
+        sa.Column("checksum", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "producers",
@@ -42,6 +43,7 @@ def upgrade() -> None:
         sa.Column("highest", sa.BigInteger, nullable=False),
         sa.Column("seen", sa.LargeBinary(128), nullable=False),
         sa.Column("used_at", sa.Double, nullable=False),
+        sa.Column("checksum", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_index("ix_producers_used_at", "producers", ["used_at"])
