@@ -19,7 +19,7 @@ from normserver.store_thread import StoreThread
 from normstats.specs import Spec
 
 # Rows of a list that are read in one transaction, and made messages in one turn of the event loop: 1 to 2 ms.
-_LISTED = 100
+_LISTED = 50
 
 
 class Normalizers:
