@@ -161,8 +161,8 @@ def token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
 
 
 def _read(path: Path) -> Identities:
-    warn_of_writers(path)
     try:
+        warn_of_writers(path)
         return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OSError(f"--credentials {path}: {error.strerror}; give a file that this user can read") from error
