@@ -28,6 +28,8 @@ from tests.server_process import ServerProcess
 pytest.importorskip("numba", reason="numba is not installed")
 
 SERVES_SECONDS, WAITS_SECONDS = 5.0, 1.0
+# Beside other tests the processor's own seconds count, which contention stretches from 3 to 4; compiling took 17 more.
+CPU_SECONDS = 8.0
 COMPILES_SECONDS = 400  # alone on 2 cores: 110
 # numba looks nowhere else then.
 ONLY_THERE = "NUMBA_CACHE_LOCATOR_CLASSES=UserProvidedCacheLocator"
@@ -179,10 +181,8 @@ def children(server: ServerProcess) -> list[int]:
     return found
 
 
-@pytest.mark.timeout(600)  # where no test before it had the usual kernels compiled
-def test_it_answers_at_once_and_no_call_waits_and_bits_are_those_of_compiled_kernels(
-    first: ServerProcess, server: ServerProcess
-) -> None:
+def begin(first: ServerProcess) -> None:
+    """Start, and have the first answers."""
     first.start()
     with normstats.connect(first.target) as client:
         x = array("float32")
@@ -190,8 +190,14 @@ def test_it_answers_at_once_and_no_call_waits_and_bits_are_those_of_compiled_ker
         kept.update(x)
         kept.normalize(x)
     raw_batch(first, "first", x)
-    # Other tests may have the processors: what it has used of them is as long as it would take alone.
-    assert Process(first).cpu_seconds() < SERVES_SECONDS
+
+
+@pytest.mark.timeout(600)  # where no test before it had the usual kernels compiled
+def test_it_answers_at_once_and_no_call_waits_and_bits_are_those_of_compiled_kernels(
+    first: ServerProcess, server: ServerProcess
+) -> None:
+    begin(first)
+    assert Process(first).cpu_seconds() < CPU_SECONDS
     assert kernels(first)["pending"] > 20
     progress = httpx.get(f"{first.http}/readyz")
     assert progress.status_code == 200
@@ -207,6 +213,13 @@ def test_it_answers_at_once_and_no_call_waits_and_bits_are_those_of_compiled_ker
         compiled.everything("float32")
     assert len(compiled.values) > 40
     assert_same(meanwhile, compiled)
+
+
+@pytest.mark.faults
+def test_alone_it_answers_within_seconds(first: ServerProcess) -> None:
+    began = time.monotonic()
+    begin(first)
+    assert time.monotonic() - began < SERVES_SECONDS
 
 
 @pytest.mark.faults
