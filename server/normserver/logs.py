@@ -29,7 +29,8 @@ def configure(form: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     threading.excepthook = _thread_ended
-    logging.getLogger("alembic").setLevel("WARNING")
+    for library in ("alembic", "numba"):  # numba logs each step of its compiler at level debug
+        logging.getLogger(library).setLevel("WARNING")
     # "serving" and "stopped" say it already; and it warns of each wrong request, of which anybody can send any number.
     logging.getLogger("uvicorn").setLevel("ERROR")
 
