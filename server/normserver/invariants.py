@@ -18,7 +18,7 @@ from normcore.running import Running
 from normserver import codec
 from normserver.errors import InvalidArgument
 from normserver.names import PRODUCER_ID_BYTES, check_name, check_tag
-from normserver.producers import WINDOW, Producer
+from normserver.producers import WINDOW
 from normserver.records import PIECE_FEATURES, rows
 from normstats.specs import InvalidSpec, RunningSpec, Spec
 from normstats.v1 import resources_pb2 as pb
@@ -165,10 +165,9 @@ def of_window(identity: str, producer_id: bytes, highest: int, seen: bytes, used
         yield Violation(*subject, "seen", f"has bit {bits.bit_length() - 1}; expected none of sequences below 1")
 
 
-def of_checksum(producer: Producer, checksum: int, now: int) -> Violation:
-    """The violation of a window whose row says something else than what was written."""
-    subject = ("producer", f"{producer.identity} {producer.id.hex()}")
-    return Violation(*subject, "checksum", f"is {checksum!r}; expected {now}: bits have changed")
+def bits_changed(kind: str, name: str) -> Violation:
+    """The violation of a row that says something else than what was written."""
+    return Violation(kind, name, "checksum", "is not that of the row: bits have changed since it was written")
 
 
 @lru_cache(maxsize=1024)

@@ -137,13 +137,13 @@ def test_what_sql_did_to_a_normalizer_is_found(path: Path, change: str, expected
         ("UPDATE snapshots SET version = 3", "a@monday: version is 3; expected at most its normalizer's, 2"),
         ("UPDATE snapshots SET version = 0", "a@monday: version is 0; expected an integer, at least 1"),
         (
-            "INSERT INTO snapshots SELECT 'a', 'a b', 1, 0, 0, created_at, '', 0 FROM snapshots",
+            "INSERT INTO snapshots SELECT 'a', 'a b', 1, 0, 0, created_at, '', 0, 0 FROM snapshots",
             "a@a b: tag is 'a b'; expected 1 to 100 letters",
         ),
         ("UPDATE statistics SET running = x'00' WHERE tag = 'monday'", "a@monday: running cannot be read"),
         ("DELETE FROM snapshots", "a@monday: running is there; expected a normalizer or snapshot that it belongs to"),
         (
-            "INSERT INTO snapshots SELECT 'b', tag, version, 0, 0, created_at, '', 0 FROM snapshots",
+            "INSERT INTO snapshots SELECT 'b', tag, version, 0, 0, created_at, '', 0, 0 FROM snapshots",
             "b@monday: normalizer is 'b'; expected one that there is",
         ),
         ("UPDATE producers SET highest = -1", "highest is -1; expected a sequence, at least 0"),
@@ -251,6 +251,25 @@ def test_a_bit_that_flipped_is_found_where_the_value_could_be(path: Path, kind: 
     (violation,) = told(path)
     assert violation.startswith(f"{kind}: running has the checksum ")
     assert violation.endswith(": bits have changed")
+
+
+@pytest.mark.parametrize(
+    ("statement", "subject"),
+    [
+        ("UPDATE normalizers SET version = version + 1 WHERE name = 'by/ema'", "normalizer by/ema"),
+        ("UPDATE normalizers SET frozen = NOT frozen WHERE name = 'none'", "normalizer none"),
+        ("UPDATE normalizers SET creator = 'anyome' WHERE name = 'by/ema'", "normalizer by/ema"),
+        (
+            "UPDATE normalizers SET spec = (SELECT spec FROM normalizers WHERE name = 'by/time') WHERE name = 'by/ema'",
+            "normalizer by/ema",
+        ),
+        ("UPDATE snapshots SET created_at = created_at + 1", "snapshot a@monday"),
+        ("UPDATE producers SET highest = highest + 2", "producer anyone 000102030405060708090a0b0c0d0e0f"),
+    ],
+)
+def test_a_row_that_says_something_else_than_was_written_is_found(path: Path, statement: str, subject: str) -> None:
+    expected = f"{subject}: checksum is not that of the row: bits have changed since it was written"
+    assert the_one_after(path, statement) == expected
 
 
 def test_each_broken_feature_is_told_once_by_the_first_rule_that_it_breaks(path: Path) -> None:

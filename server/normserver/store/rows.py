@@ -38,9 +38,10 @@ def head_of(row: Row[Any]) -> Head:
 def row_of(head: Head) -> dict[str, Any]:
     """The row that holds a normalizer."""
     whole = _spec_bytes(head.spec) if parameter_bytes(head.spec) else None
+    spec = _spec_bytes(bare(head.spec))
     return {
         "name": head.name,
-        "spec": _spec_bytes(bare(head.spec)),
+        "spec": spec,
         "version": head.version,
         "frozen": head.frozen,
         "num_rows": head.num_rows,
@@ -49,6 +50,8 @@ def row_of(head: Head) -> dict[str, Any]:
         "updated_at": head.updated_at,
         "creator": head.creator,
         "stored_bytes": stored_bytes(head.spec),
+        "checksum": _checksum_of(head),
+        "spec_checksum": spec_checksum(spec, whole),
         "parameters": whole,
     }
 
@@ -62,6 +65,7 @@ def advance_of(record: Record) -> dict[str, Any]:
         "new_updated_at": head.updated_at,
         "new_num_rows": head.num_rows,
         "new_num_batches": head.num_batches,
+        "new_checksum": _checksum_of(head),
     }
 
 
@@ -80,7 +84,7 @@ def snapshot_of(row: Row[Any]) -> SnapshotHead:
 
 def snapshot_row(snapshot: SnapshotHead, spec: Spec, creator: str) -> dict[str, Any]:
     """The row that holds a snapshot of a normalizer of this spec."""
-    return {
+    row: dict[str, Any] = {
         "normalizer": snapshot.normalizer,
         "tag": snapshot.tag,
         "version": snapshot.version,
@@ -90,6 +94,22 @@ def snapshot_row(snapshot: SnapshotHead, spec: Spec, creator: str) -> dict[str, 
         "creator": creator,
         "stored_bytes": FEATURE_BYTES * width_of(spec),
     }
+    return row | {"checksum": checksum(*row.values())}
+
+
+def checksum(*values: object) -> int:
+    """The CRC-32 of what a row says, as both databases give it back."""
+    return crc32(repr(values).encode())
+
+
+def spec_checksum(spec: bytes, parameters: bytes | None) -> int:
+    """The CRC-32 of a spec with its arrays."""
+    return crc32(parameters or b"", crc32(spec))
+
+
+def _checksum_of(head: Head) -> int:
+    counts, times = (head.num_rows, head.num_batches), (head.created_at, head.updated_at)
+    return checksum(head.name, head.version, head.frozen, *counts, *times, head.creator, stored_bytes(head.spec))
 
 
 @lru_cache(maxsize=1024)

@@ -22,6 +22,7 @@ metadata = MetaData()
 
 # `spec` is a normstats.v1.Spec without arrays; `parameters` is the whole Spec where it has some, else NULL. Times are
 # seconds since 1970. `num_rows` and `num_batches` repeat what statistics say, so that lists need not read those.
+# `spec_checksum` is the CRC-32 of `spec` and `parameters`, `checksum` that of the other columns.
 # `parameters` is the last column: SQLite reads a row up to the last column that is asked for.
 normalizers = Table(
     "normalizers",
@@ -36,6 +37,8 @@ normalizers = Table(
     Column("updated_at", Double, nullable=False),
     Column("creator", String(MAX_IDENTITY), nullable=False),
     Column("stored_bytes", BigInteger, nullable=False),
+    Column("checksum", BigInteger, nullable=False),
+    Column("spec_checksum", BigInteger, nullable=False),
     Column("parameters", LargeBinary, nullable=True),
     Index("ix_normalizers_creator", "creator", "stored_bytes"),
 )
@@ -76,6 +79,7 @@ store = Table(
     Column("served_seconds", Double, nullable=False),
 )
 
+# `checksum` is the CRC-32 of all that a row says.
 snapshots = Table(
     "snapshots",
     metadata,
@@ -87,6 +91,7 @@ snapshots = Table(
     Column("created_at", Double, nullable=False),
     Column("creator", String(MAX_IDENTITY), nullable=False),
     Column("stored_bytes", BigInteger, nullable=False),
+    Column("checksum", BigInteger, nullable=False),
     Index("ix_snapshots_creator", "creator", "stored_bytes"),
 )
 

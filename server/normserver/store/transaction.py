@@ -47,10 +47,11 @@ def _put_window(statement: Any) -> Any:
 _PUT_WINDOW = {"sqlite": _put_window(sqlite.insert(producers)), "postgresql": _put_window(postgresql.insert(producers))}
 
 
+_ADVANCED = ("version", "updated_at", "num_rows", "num_batches", "checksum")
 _ADVANCE = (
     update(normalizers)
     .where(normalizers.c.name == bindparam("key"))
-    .values({name: bindparam(f"new_{name}") for name in ("version", "updated_at", "num_rows", "num_batches")})
+    .values({name: bindparam(f"new_{name}") for name in _ADVANCED})
 )
 
 
@@ -62,7 +63,7 @@ def _put_piece(statement: Any) -> Any:
 
 _PUT_PIECE = {"sqlite": _put_piece(sqlite.insert(statistics)), "postgresql": _put_piece(postgresql.insert(statistics))}
 # What a list shows. Arrays of parameters are not among it.
-_LISTED = [column for column in normalizers.c if column.name not in ("stored_bytes", "parameters")]
+_LISTED = [column for column in normalizers.c if not column.name.endswith(("bytes", "checksum", "parameters"))]
 _HEAD = [*_LISTED, normalizers.c.parameters]
 
 CHANGES = "normstats_changes"

@@ -17,14 +17,16 @@ from normserver.invariants import Violation
 from normserver.producers import Producer
 from normserver.records import PRESENT
 from normserver.store.migrate import attach, newest_version
+from normserver.store.rows import checksum, spec_checksum
 
 # As they stand: neither SQLAlchemy's types nor ours have had a look at them.
 _NORMALIZERS = text(
-    "SELECT name, spec, parameters, version, num_rows, num_batches, created_at, updated_at FROM normalizers "
-    "ORDER BY name"
+    "SELECT name, version, frozen, num_rows, num_batches, created_at, updated_at, creator, stored_bytes, "
+    "checksum, spec_checksum, spec, parameters FROM normalizers ORDER BY name"
 )
 _SNAPSHOTS = text(
-    "SELECT normalizer, tag, version, num_rows, num_batches, created_at FROM snapshots ORDER BY normalizer, tag"
+    "SELECT normalizer, tag, version, num_rows, num_batches, created_at, creator, stored_bytes, checksum "
+    "FROM snapshots ORDER BY normalizer, tag"
 )
 _STATISTICS = text("SELECT normalizer, tag, start, running, checksum FROM statistics ORDER BY normalizer, tag, start")
 _PRODUCERS = text(
@@ -82,29 +84,40 @@ def _found(connection: Connection, report: Report) -> Iterator[Violation]:
         return
     streaming = connection.execution_options(yield_per=_ROWS)
     kept: dict[tuple[str, str], invariants.Kept] = {}
-    for name, spec, parameters, version, num_rows, num_batches, *times in streaming.execute(_NORMALIZERS):
+    changed: list[tuple[str, str]] = []  # rows that are not what was written
+    for row in streaming.execute(_NORMALIZERS):
         report.normalizers += 1
-        kept[name, PRESENT] = invariants.kept_by(_bytes(spec), version, num_rows, num_batches)
-        whole = None if parameters is None else _bytes(parameters)
-        yield from invariants.of_normalizer(str(name), _bytes(spec), whole, version, times)
-    for normalizer, tag, version, num_rows, num_batches, created_at in streaming.execute(_SNAPSHOTS):
+        spec, whole = _bytes(row.spec), None if row.parameters is None else _bytes(row.parameters)
+        kept[row.name, PRESENT] = invariants.kept_by(spec, row.version, row.num_rows, row.num_batches)
+        counts, times = (row.num_rows, row.num_batches), (row.created_at, row.updated_at)
+        yield from invariants.of_normalizer(str(row.name), spec, whole, row.version, times)
+        now = checksum(row.name, row.version, bool(row.frozen), *counts, *times, row.creator, row.stored_bytes)
+        if (now, spec_checksum(spec, whole)) != (row.checksum, row.spec_checksum):
+            changed.append(("normalizer", str(row.name)))
+    for *values, written in streaming.execute(_SNAPSHOTS):
         report.snapshots += 1
+        normalizer, tag, version, num_rows, num_batches, created_at, *_ = values
         present = kept.get((normalizer, PRESENT))
         if present is not None:
             kept[normalizer, tag] = invariants.Kept(version, present.spec, num_rows, num_batches)
         yield from invariants.of_snapshot(str(normalizer), str(tag), version, created_at, present)
+        if checksum(*values) != written:
+            changed.append(("snapshot", f"{normalizer}@{tag}"))
     for key, rows in groupby(streaming.execute(_STATISTICS), key=itemgetter(0, 1)):
-        pieces = ((start, _bytes(running), checksum) for _, _, start, running, checksum in rows)
+        pieces = ((start, _bytes(running), written) for _, _, start, running, written in rows)
         yield from invariants.of_statistics(str(key[0]), str(key[1]), pieces, kept.pop(key, None))
     for (name, tag), one in kept.items():
         yield from invariants.of_statistics(name, tag, (), one)
-    for identity, producer_id, highest, seen, used_at, checksum in streaming.execute(_PRODUCERS):
+    for identity, producer_id, highest, seen, used_at, written in streaming.execute(_PRODUCERS):
         report.producers += 1
         producer, bits = Producer(str(identity), _bytes(producer_id)), _bytes(seen)
-        violations = list(invariants.of_window(*producer, highest, bits, used_at))
-        if not violations and (now := producers.checksum(producer, highest, bits, used_at)) != checksum:
-            violations = [invariants.of_checksum(producer, checksum, now)]
-        yield from violations
+        yield from invariants.of_window(*producer, highest, bits, used_at)
+        if producers.checksum(producer, highest, bits, used_at) != written:
+            changed.append(("producer", f"{producer.identity} {producer.id.hex()}"))
+    known = {(violation.kind, violation.name) for violation in report.violations}
+    for kind, name in changed:
+        if (kind, name) not in known:  # else it is known what is wrong with it
+            yield invariants.bits_changed(kind, name)
 
 
 def _bytes(value: object) -> bytes:

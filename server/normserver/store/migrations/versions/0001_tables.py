@@ -23,6 +23,8 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.Double, nullable=False),
         sa.Column("creator", sa.String(206), nullable=False),
         sa.Column("stored_bytes", sa.BigInteger, nullable=False),
+        sa.Column("checksum", sa.BigInteger, nullable=False),
+        sa.Column("spec_checksum", sa.BigInteger, nullable=False),
         sa.Column("parameters", sa.LargeBinary, nullable=True),
     )
     op.create_index("ix_normalizers_creator", "normalizers", ["creator", "stored_bytes"])
@@ -65,6 +67,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("creator", sa.String(206), nullable=False),
         sa.Column("stored_bytes", sa.BigInteger, nullable=False),
+        sa.Column("checksum", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_snapshots_creator", "snapshots", ["creator", "stored_bytes"])
     op.create_table(
