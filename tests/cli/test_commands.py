@@ -243,7 +243,8 @@ def test_serve_becomes_the_server(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'a.db'}"
     process = started("serve", "--listen", "127.0.0.1:0", "--http", "", "--store", store, "--log-format", "json")
     assert process.stderr is not None
-    assert json.loads(process.stderr.readline())["event"] == "serving"
+    events = [json.loads(process.stderr.readline())["event"] for _ in range(2)]
+    assert events == ["the store is new and empty", "serving"]
     process.terminate()
     assert process.wait(30) == 0
 

@@ -70,11 +70,8 @@ def activity(**changed: object) -> Activity:
             for index, name in enumerate(names[:12])
         )
         + tuple(ActiveNormalizer(name, 1, 3, 5.0, NOW, 1.0) for name in names[12:]),
-        tuple(ActiveProducer(bytes([index] * 16), name, NOW, index, index, 0, 1.0) for index, name in enumerate(names)),
-        tuple(
-            OpenRound(name, 7, 64, (b"a" * 16,) * 3, (b"\xab\xcd\xef\x01" * 4,) * 60, 1.0, 4.0, name)
-            for name in names[:9]
-        ),
+        tuple(ActiveProducer(f"{index:02x}" * 4, name, NOW, index, index, 0, 1.0) for index, name in enumerate(names)),
+        tuple(OpenRound(name, 7, 64, ("61616161",) * 3, ("abcdef01",) * 60, 1.0, 4.0, name) for name in names[:9]),
     )
     return replace(told, **changed)  # type: ignore[arg-type]
 

@@ -137,10 +137,10 @@ def test_results_stay_as_long_as_somebody_looks_at_them(shared: normstats.Client
 
 def test_too_much_is_refused_and_what_lies_idle_is_given_back_first(sharing: ServerProcess) -> None:
     with normstats.connect(sharing.target, shared_memory=True) as client:
-        for rows in (1000, 3000, 6000, 12_000, 20_000):  # of other sizes each; together more than is lent
+        for rows in (250, 750, 1500, 3000, 5000):  # of other sizes each; together more than one caller may hold
             x = RNG.normal(size=(rows, 64)).astype(np.float32)
             assert client.normalize(x, LAYER).shape == x.shape
-        with pytest.raises(normstats.ResourceExhausted, match="shared-memory-bytes 16777216") as caught:
+        with pytest.raises(normstats.ResourceExhausted, match="shared-memory-bytes") as caught:
             client.normalize(np.zeros((200_000, 64), np.float32), LAYER)
         assert caught.value.reason == "SHARED_MEMORY_LIMIT"
         assert client.normalize(X, LAYER).shape == X.shape

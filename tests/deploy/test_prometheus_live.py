@@ -196,8 +196,8 @@ def test_what_is_seen_at_a_glance_is_so(watched: Watched, answer: Callable[..., 
 @pytest.mark.parametrize(
     ("panel", "limit"),
     [
-        ("Calls under way", 4096),
-        ("Streams that are open, by method", 4096),
+        ("Calls under way", 16384),
+        ("Streams that are open, by method", 16384),
         ("Held by calls", 2**30),
         ("Held by streams", 32 * 2**20),
         ("Queue for the device", 256),
