@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import closing
 
 import grpc
 import httpx
@@ -47,7 +48,7 @@ def test_the_wall_clock_steps(site: Site, promise: Promise) -> None:
         slowest, contributed = 0.0, 1
         for seconds in STEPS.values():
             clock.step(seconds)
-            with obs.watch() as watcher:
+            with closing(obs.watch()) as watcher:
                 before = next(watcher)
                 for _ in range(3):  # over more than one beat of all that runs once a second
                     began = time.monotonic()
