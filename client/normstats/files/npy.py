@@ -143,7 +143,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], found
 
 
 def _size(file: IO[bytes]) -> int | None:
-    """How long a file is; None of what has no length, such as a pipe."""
+    """Return the size of a file in bytes; None if it has none, as a pipe."""
     found = os.fstat(file.fileno())
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 

@@ -128,7 +128,7 @@ class Credentials:
         return found
 
     def has_expired(self, identity: Identity) -> bool:
-        """Whether its time is over."""
+        """Return whether an identity has expired."""
         return identity.expires_at is not None and identity.expires_at <= self._clock()
 
     def names(self) -> set[str]:

@@ -40,9 +40,9 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an identity may take of a server; 0 is no limit, or, of the last four, the usual share.
+    """The limits of an identity on one server.
 
-    None is what the server allows everybody.
+    0 is no limit; for the last four, 0 is the usual share. None is the server's default.
     """
 
     calls_per_second: float = 0.0

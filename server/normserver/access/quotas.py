@@ -25,7 +25,7 @@ class Bucket:
         return max(0.0, -self._left / self._per_second)
 
     def left(self, now: float) -> int:
-        """What may be spent without a debt."""
+        """Return how much can be spent without going into debt."""
         self._fill(now)
         return max(0, math.floor(self._left))
 
@@ -84,7 +84,7 @@ class Quotas:
 
 
 class NewProducers:
-    """How many producer ids that the store does not know each identity may still bring: so many an hour.
+    """The budgets of new producer ids, one for each identity: so many an hour that the store does not know yet.
 
     Those of an hour may come at once, as a fleet does that starts. Each id takes a row for as long as it is remembered.
     """
@@ -105,7 +105,7 @@ class NewProducers:
             self._known[identity.name] = per_hour, Bucket(per_hour / 3600, seconds=3600)
 
     def left(self, names: Iterable[str], now: float) -> dict[str, int]:
-        """What is left of the budgets of those of these identities that have one."""
+        """Return the remaining budget of each of these identities that has one."""
         return {name: self._known[name][1].left(now) for name in names if name in self._known}
 
     def spend(self, counts: Mapping[str, int]) -> None:
@@ -116,7 +116,7 @@ class NewProducers:
 
 @dataclass(frozen=True, slots=True)
 class Allowances:
-    """What an identity may have whose entry in the credentials file says nothing else; 0 is no limit."""
+    """The default quotas of an identity, used where its entry in the credentials file sets none; 0 is no limit."""
 
     normalizers: int = 10_000
     stored_bytes: int = 4 << 30

@@ -1,4 +1,4 @@
-"""What each caller holds of what all callers share: streams, calls, connections, memory. Pure."""
+"""Counts of the streams, calls, connections and bytes that each caller holds, against its share of the limit. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def address_holder(caller: str) -> str:
 
 
 class Shares:
-    """How much of one thing each holder has."""
+    """The amount of one resource that each holder has."""
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()

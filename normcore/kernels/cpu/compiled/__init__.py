@@ -10,7 +10,7 @@ __all__ = ["KERNELS", "compile_elsewhere", "keep_in", "usual"]
 
 
 def usual() -> list[Variant]:
-    """What a server needs whose callers send float32 and float64, in the order in which it is likely to be needed.
+    """Return the kernels for inputs of float32 and float64, in the order in which a server is likely to need them.
 
     Commits first: they merge. The other types of input are a hundred more kernels, and minutes.
     """

@@ -124,7 +124,7 @@ class Kernel:
 
     @property
     def loaded(self) -> int:
-        """How many combinations of types are there."""
+        """Return the number of type combinations that are loaded."""
         return len(self._compiled)
 
     def variants(self) -> list[Variant]:
@@ -161,7 +161,7 @@ class Kernel:
         return True
 
     def folder(self) -> Path | None:
-        """Where the functions are kept; None if no folder can be written to."""
+        """Return the cache folder of the compiled functions; None if no folder can be written to."""
         try:
             return Path(caching.FunctionCache(self._function).cache_path)
         except RuntimeError:
